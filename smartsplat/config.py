@@ -1,0 +1,201 @@
+"""What a scene is compressed with: frozen settings, checked when made, identified by a digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from smartsplat.errors import ConfigError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How the first Gaussians are placed (SmartSplat, arXiv:2512.20377).
+
+    Parameters
+    ----------
+    variational_fraction
+        Share of the samples drawn by weight; the rest are uniform.
+    gradient_share
+        Share of the gradient in the weight; the rest is local color variance.
+    nearest
+        Neighbours ``K`` whose distances set the scale of a uniform sample.
+    """
+
+    variational_fraction: float = 0.7
+    gradient_share: float = 0.9
+    nearest: int = 3
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.variational_fraction <= 1, f"variational_fraction {self.variational_fraction} not in [0, 1]")
+        _require(0 <= self.gradient_share <= 1, f"gradient_share {self.gradient_share} not in [0, 1]")
+        _require(self.nearest >= 1, f"nearest {self.nearest} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitConfig:
+    """How the Gaussians are optimised: four-phase sweeps over the tiles, each a color solve and Adam steps.
+
+    Parameters
+    ----------
+    sweeps
+        Times every tile is visited.
+    color_iterations
+        Conjugate-gradient iterations for the colors at the start of a visit.
+    steps
+        Adam steps of a visit.
+    mean_rate, scale_rate, rotation_rate, color_rate
+        Adam rates at the start; they fall to zero along a cosine over all sweeps. A mean moves in units of its
+        Gaussian's smaller scale, a scale relative to itself, a rotation in rad, a color in units of the full range.
+    min_scale
+        Smallest standard deviation, px. Below about a third of a pixel a Gaussian falls between pixel centres.
+    """
+
+    sweeps: int = 3
+    color_iterations: int = 8
+    steps: int = 50
+    mean_rate: float = 0.1
+    scale_rate: float = 0.05
+    rotation_rate: float = 0.05
+    color_rate: float = 0.02
+    min_scale: float = 0.35
+
+    def __post_init__(self) -> None:
+        _require(self.sweeps >= 1, f"sweeps {self.sweeps} must be at least 1")
+        _require(self.color_iterations >= 0, f"color_iterations {self.color_iterations} must not be negative")
+        _require(self.steps >= 0, f"steps {self.steps} must not be negative")
+        _require(self.min_scale > 0, f"min_scale {self.min_scale} must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecConfig:
+    """How finely Gaussians are quantised, before rate control scales all steps by one factor.
+
+    Parameters
+    ----------
+    mean_step
+        Grid of the means, in units of the scene's base scale.
+    area_step, aspect_step
+        Steps of ``ln(s1 s2)`` and ``ln(s1 / s2)``.
+    rotation_step
+        Step of a rotation, rad, divided by ``sinh`` of the log-aspect: a round Gaussian needs none.
+    color_step
+        Step of a color whose Gaussian has the base scale, in units of the full range.
+    """
+
+    mean_step: float = 0.125
+    area_step: float = 0.1
+    aspect_step: float = 0.2
+    rotation_step: float = 0.25
+    color_step: float = 0.03
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            _require(0 < value < 10, f"{name} {value} must be positive and below 10")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneConfig:
+    """Everything that decides the bytes of a finished scene, apart from the image itself.
+
+    Parameters
+    ----------
+    nominal_ratio
+        Raw bytes of the image over bytes of the finished scene: a promise. Give this or `count`.
+    count
+        Number of Gaussians, whatever they cost in bytes.
+    tile, halo
+        Side of a tile's core and width of its context, px.
+    seed
+        Of the random sampling.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range, or not exactly one of `nominal_ratio` and `count` is given.
+
+    Examples
+    --------
+    >>> SceneConfig(nominal_ratio=50).digest == SceneConfig(nominal_ratio=50.0).digest
+    True
+    >>> SceneConfig(nominal_ratio=50).differences(SceneConfig(nominal_ratio=100, seed=3))
+    ['nominal_ratio: 50.0 or 100.0', 'seed: 0 or 3']
+    """
+
+    nominal_ratio: float | None = None
+    count: int | None = None
+    tile: int = 512
+    halo: int = 64
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+
+    def __post_init__(self) -> None:
+        if (self.nominal_ratio is None) == (self.count is None):
+            raise ConfigError("give either a ratio or a number of Gaussians, not both and not neither")
+        if self.nominal_ratio is not None:
+            _require(1 < self.nominal_ratio < 1e9, f"ratio {self.nominal_ratio} must lie between 1 and 1e9")
+            object.__setattr__(self, "nominal_ratio", float(self.nominal_ratio))
+        if self.count is not None:
+            _require(self.count >= 1, f"{self.count} Gaussians: at least one is needed")
+        _require(self.seed >= 0, f"seed {self.seed} must not be negative")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SceneConfig:
+        """Return the settings `to_dict` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown or a value out of range.
+        """
+        parts = {"sampling": SamplingConfig, "fit": FitConfig, "codec": CodecConfig}
+        try:
+            return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
+        except TypeError as error:
+            raise ConfigError(f"settings do not fit this version: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """Identity of the settings: 16 hexadecimal digits."""
+        return digest_of(self.to_dict())
+
+    def differences(self, other: SceneConfig) -> list[str]:
+        """Return which settings differ, as ``name: this or other``."""
+        mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
+        return [f"{name}: {mine[name]} or {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """Return 16 hexadecimal digits that identify plain values, whatever their order.
+
+    Examples
+    --------
+    >>> digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    True
+    """
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,35 @@
+"""The errors a caller can meet; each message names what failed, with its values, and the way out."""
+
+from __future__ import annotations
+
+
+class SmartsplatError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(SmartsplatError, ValueError):
+    """A setting is impossible, or contradicts another."""
+
+
+class BudgetError(ConfigError):
+    """The bytes, Gaussians or memory allowed cannot hold what was asked for."""
+
+
+class SourceError(SmartsplatError):
+    """The image to compress cannot be read faithfully."""
+
+
+class StoreError(SmartsplatError):
+    """A scene, or one tile of it, is missing, damaged or not ours."""
+
+
+class StorageFullError(SmartsplatError):
+    """The disk under the scene has no room left; the scene resumes once there is."""
+
+
+class SinkError(SmartsplatError):
+    """An image cannot be written as asked."""
+
+
+class StageIncomplete(SmartsplatError):
+    """Some jobs of a stage failed; what succeeded is kept."""
