@@ -19,9 +19,7 @@ from smartsplat.render.packing import resample
 _STEP = 1e-100
 
 
-def render(
-    gaussians: Gaussians | Sequence[Gaussians], region: Region, *, scale: float = 1.0
-) -> NDArray[np.float64]:
+def render(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> NDArray[np.float64]:
     """Return ``sum_i c_i exp(-1/2 d^T S_i^-1 d)`` over the footprints, ``(height, width, C)`` float64.
 
     Parameters
@@ -48,7 +46,7 @@ def render(
 def jvp(gaussians: Gaussians, region: Region, *, tangent: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the image's change per unit step along `tangent` ``(N, 5 + C)``, ``(height, width, C)`` float64."""
     rows = _rows([gaussians], region, 1.0)
-    return _responses(rows + 1j * _STEP * tangent, region).imag.sum(axis=0) / _STEP
+    return _responses(rows + 1j * _STEP * tangent.astype(np.float64), region).imag.sum(axis=0) / _STEP
 
 
 def vjp(gaussians: Gaussians, region: Region, *, cotangent: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -62,11 +60,11 @@ def vjp(gaussians: Gaussians, region: Region, *, cotangent: NDArray[np.floating]
         stepped = rows.copy()
         stepped[:, parameter] += 1j * _STEP
         changes = _responses(stepped, region).imag / _STEP
-        gradient[:, parameter] = np.einsum("nhwc,hwc->n", changes, cotangent)
+        gradient[:, parameter] = np.einsum("nhwc,hwc->n", changes, cotangent.astype(np.float64))
     return gradient
 
 
-def whitened_offsets(rows: NDArray[np.complex128], region: Region) -> NDArray[np.complex128]:
+def _whitened_offsets(rows: NDArray[np.complex128], region: Region) -> NDArray[np.complex128]:
     """Return ``(2, N, height, width)``: offsets from the means in units of the scales, along the Gaussian's axes."""
     y = np.arange(region.height) + 0.5
     x = np.arange(region.width) + 0.5
@@ -77,7 +75,7 @@ def whitened_offsets(rows: NDArray[np.complex128], region: Region) -> NDArray[np
 
 
 def _responses(rows: NDArray[np.complex128], region: Region) -> NDArray[np.complex128]:
-    u, v = whitened_offsets(rows, region)
+    u, v = _whitened_offsets(rows, region)
     distance = u * u + v * v
     weights = np.where(distance.real <= CUTOFF**2, np.exp(-distance / 2), 0)
     return weights[..., None] * rows[:, None, None, GEOMETRY_PARAMETERS:]
