@@ -1,0 +1,66 @@
+"""Stored pixels to the unit range the method works in, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smartsplat.gaussians import Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalization:
+    """The map ``value = (pixel - offset) / span`` of a scene.
+
+    Parameters
+    ----------
+    offset, span
+        In pixel units. 8-bit images use 0 and 255; others the range of their valid pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> eight_bit = Normalization(offset=0.0, span=255.0)
+    >>> eight_bit.to_pixels(eight_bit.to_values(np.array([[[0, 51, 255]]], np.uint8)), np.dtype("uint8")).tolist()
+    [[[0, 51, 255]]]
+    """
+
+    offset: float
+    span: float
+
+    @classmethod
+    def of_range(cls, low: float, high: float, *, dtype: np.dtype) -> Normalization:
+        """Return the map for an image of `dtype` whose valid pixels lie in ``[low, high]``."""
+        if dtype == np.uint8:
+            return cls(offset=0.0, span=255.0)
+        return cls(offset=low, span=high - low if high > low else 1.0)
+
+    def to_values(self, pixels: NDArray) -> Floats:
+        """Return `pixels` in the unit range, float32; those that are not finite become 0."""
+        values = ((pixels.astype(np.float64) - self.offset) / self.span).astype(np.float32)
+        return np.where(np.isfinite(values), values, np.float32(0)) if pixels.dtype.kind == "f" else values
+
+    def to_pixels(self, values: NDArray[np.floating], dtype: np.dtype) -> NDArray:
+        """Return `values` as pixels of `dtype`: rounded and clipped if it is an integer type."""
+        pixels = values * np.float32(self.span) + np.float32(self.offset)
+        if dtype.kind == "f":
+            return pixels.astype(dtype)
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
+
+
+def pixel_weight(pixels: NDArray) -> Floats | None:
+    """Return ``(H, W)`` float32 weights, 0 where any band is NaN or infinite; None if every pixel counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pixel_weight(np.array([[[1.0], [np.nan]]])).tolist()
+    [[1.0, 0.0]]
+    """
+    if pixels.dtype.kind != "f":
+        return None
+    finite = np.isfinite(pixels).all(axis=2)
+    return None if finite.all() else finite.astype(np.float32)

@@ -1,0 +1,107 @@
+"""Opening Zarr groups on disk, with every way it can fail said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from smartsplat.errors import StorageFullError, StoreError
+
+CHECKED = (ZstdCodec(level=1), Crc32cCodec())
+"""Compression of working data: fast, and a flipped bit is noticed."""
+
+_FLAT_KEYS = {"name": "default", "separator": "."}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path | str) -> Iterator[None]:
+    """Turn a full disk, and a place that cannot be written, into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(
+                f"{path}: the disk is full; free some space and run the same command again to resume"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+        raise
+
+
+def create_group(path: Path, attributes: dict[str, Any]) -> zarr.Group:
+    """Return a new group at `path`, with `attributes`; its parent folder must exist."""
+    with disk_errors(path), compact_metadata():
+        path.mkdir(exist_ok=True)
+        return zarr.create_group(LocalStore(path), attributes=attributes)
+
+
+def open_group(path: Path, *, writable: bool = False) -> zarr.Group:
+    """Return the group at `path`.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or its metadata is damaged.
+    """
+    if not path.exists():
+        raise StoreError(f"{path}: no such scene")
+    if not (path / "zarr.json").is_file():
+        raise StoreError(f"{path}: exists and is not a scene (it has no zarr.json)")
+    try:
+        return zarr.open_group(LocalStore(path), mode="r+" if writable else "r", zarr_format=3, use_consolidated=False)
+    except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+        raise StoreError(f"{path}: its metadata is damaged ({' '.join(str(error).split())})") from error
+
+
+def create_array(group: zarr.Group, name: str, **settings: Any) -> zarr.Array:
+    """Return a new array whose chunks lie in one folder and are written even when they hold only fill values.
+
+    A chunk left out for being empty could not be told from one that was lost.
+    """
+    with compact_metadata():
+        return group.create_array(
+            name, chunk_key_encoding=_FLAT_KEYS, config={"write_empty_chunks": True}, **settings
+        )
+
+
+def open_array(group: zarr.Group, name: str) -> zarr.Array:
+    """Return an existing array; raise `StoreError` if it is missing or its metadata is damaged."""
+    try:
+        array = group[name]
+    except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+        where = f"{group.store_path}/{name}".removeprefix("file://")
+        raise StoreError(f"{where}: array missing or damaged ({' '.join(str(error).split())})") from error
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{group.store_path}/{name}: a group where an array should be")
+    return array
+
+
+@contextlib.contextmanager
+def compact_metadata() -> Iterator[None]:
+    """Write JSON metadata without indentation: in a small scene its bytes count."""
+    with zarr.config.set({"json_indent": None}):
+        yield
+
+
+def sweep_partials(path: Path) -> int:
+    """Delete what killed writes left under `path`; return how many files."""
+    leftovers = list(path.rglob("*.partial"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def tree_bytes(path: Path, *, without: str | None = None) -> int:
+    """Return the bytes of all files under `path`, leaving out its folder `without`."""
+    total = 0
+    for child in path.iterdir():
+        if child.name != without:
+            total += tree_bytes(child) if child.is_dir() else child.stat().st_size
+    return total

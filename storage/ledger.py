@@ -1,0 +1,72 @@
+"""What each job of a stage found, kept beside its output: a job is done when its row is there."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from smartsplat.errors import StoreError
+from storage.groups import CHECKED, create_array, open_array
+
+
+class Ledger:
+    """Rows of numbers, one per job, written by the job itself after its output.
+
+    Parameters
+    ----------
+    array
+        float64, ``jobs + (fields,)``; NaN where nothing was written.
+
+    Notes
+    -----
+    One chunk belongs to one writer (`chunk` jobs along each axis), so no two processes touch the same file.
+    """
+
+    def __init__(self, array: zarr.Array) -> None:
+        self._array = array
+
+    @classmethod
+    def create(
+        cls, group: zarr.Group, name: str, *, jobs: tuple[int, ...], fields: int, chunk: tuple[int, ...] | None = None
+    ) -> Ledger:
+        """Return an empty ledger; with `chunk`, rows are written in blocks of that many jobs."""
+        chunks = (*(chunk or (1,) * len(jobs)), fields)
+        array = create_array(
+            group, name, shape=(*jobs, fields), chunks=chunks, dtype="float64", fill_value=math.nan, compressors=CHECKED
+        )
+        return cls(array)
+
+    @classmethod
+    def open(cls, group: zarr.Group, name: str) -> Ledger:
+        """Return the ledger `name` of the group."""
+        return cls(open_array(group, name))
+
+    def write(self, index: tuple[int | slice, ...], values: NDArray[np.float64]) -> None:
+        """Record the row, or the block of rows, at `index`."""
+        self._array[index] = values
+
+    def read(self, index: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return the row at `index`; raise `StoreError` if it was never written."""
+        row = np.asarray(self._array[index])
+        if np.isnan(row[0]):
+            raise StoreError(f"{self._array.store_path}: job {index} has no result")
+        return row
+
+    def read_all(self) -> NDArray[np.float64]:
+        """Return every row; NaN where nothing was written. A damaged row counts as not written."""
+        rows = np.full(self._array.shape, np.nan)
+        grid = [range(0, size, chunk) for size, chunk in zip(self._array.shape, self._array.chunks, strict=True)]
+        for start in np.stack(np.meshgrid(*grid[:-1], indexing="ij"), axis=-1).reshape(-1, len(grid) - 1):
+            block = tuple(slice(s, s + c) for s, c in zip(start, self._array.chunks[:-1], strict=True))
+            try:
+                rows[block] = np.asarray(self._array[block])
+            except ValueError:
+                continue
+        return rows
+
+    def done(self) -> NDArray[np.bool_]:
+        """Return which jobs have a row."""
+        return ~np.isnan(self.read_all()[..., 0])
