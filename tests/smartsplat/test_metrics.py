@@ -148,7 +148,7 @@ def partitioned_images(draw):
 
 
 @given(partitioned_images())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=200)
 def test_aligned_cores_that_partition_an_image_score_as_the_whole(example):
     (reference, rendered), weight, cores = example
     merged = sum(

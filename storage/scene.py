@@ -1,0 +1,333 @@
+"""A compressed scene: one Zarr v3 group whose arrays and attributes hold all a reader needs.
+
+``gaussians``
+    float32 ``(rows, cols, capacity, 5 + C)``: the tiles' Gaussians, sharded, through `storage.codecs.GaussiansCodec`.
+``tiles``
+    int32 ``(rows, cols, 2)``: each tile's count, and how far its footprints reach beyond its core, px.
+``work``
+    Only while unfinished (or kept on request): staged pixels and working state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from smartsplat.codec import Steps
+from smartsplat.config import SceneConfig, digest_of
+from smartsplat.errors import SmartsplatError, StoreError
+from smartsplat.gaussians import GEOMETRY_PARAMETERS, Gaussians
+from smartsplat.geometry import Region, TileGrid, TileId
+from smartsplat.normalization import Normalization
+from storage.codecs import GaussiansCodec
+from storage.groups import (
+    CHECKED,
+    compact_metadata,
+    create_array,
+    create_group,
+    disk_errors,
+    open_array,
+    open_group,
+    tree_bytes,
+)
+
+SCENE_FORMAT = 1
+SHARD_TILES = 8
+"""Tiles along a side of a shard: one shard is one file, and has one writer."""
+
+_ATTRIBUTE = "smartsplat"
+_GAUSSIANS, _TILES, _WORK = "gaussians", "tiles", "work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a scene says of itself in its attributes.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the image: ``(H, W, C)``, numpy name.
+    source_name, source_fingerprint
+        File name and content identity of the image.
+    config
+        What the scene was compressed with.
+    digest
+        Identity of config and source together.
+    count
+        Gaussians in the plan.
+    normalization
+        Known once the image has been read.
+    arrays
+        Digests of the arrays' metadata, so that damage there is noticed.
+    quality
+        ``psnr`` dB, ``ssim``, ``ms_ssim`` of the finished scene; None where undefined.
+    complete
+        Whether every tile is written and scored.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
+    source_name: str
+    source_fingerprint: str
+    config: SceneConfig
+    digest: str
+    count: int
+    normalization: Normalization | None = None
+    arrays: dict[str, str] = dataclasses.field(default_factory=dict)
+    quality: dict[str, float | None] | None = None
+    complete: bool = False
+
+    @property
+    def grid(self) -> TileGrid:
+        """The scene's tiles."""
+        height, width, _ = self.shape
+        return TileGrid(height=height, width=width, tile=self.config.tile, halo=self.config.halo)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Size of the uncompressed pixels."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return the group's attributes, with a checksum over all of them."""
+        values = {"format": SCENE_FORMAT, **dataclasses.asdict(self)}
+        values["shape"] = list(self.shape)
+        return {_ATTRIBUTE: {**values, "checksum": digest_of(values)}}
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any], *, path: Path) -> Manifest:
+        """Return the manifest that `to_attributes` wrote.
+
+        Raises
+        ------
+        StoreError
+            If there is none, it is damaged, or its format version is unknown.
+        """
+        if _ATTRIBUTE not in attributes:
+            raise StoreError(f"{path}: exists and is not a scene (a Zarr group of another kind)")
+        values = dict(attributes[_ATTRIBUTE])
+        version, checksum = values.get("format"), values.pop("checksum", None)
+        if version != SCENE_FORMAT:
+            raise StoreError(
+                f"{path}: scene format {version} is unknown to this version, which reads format {SCENE_FORMAT}; "
+                "upgrade smartsplat"
+            )
+        if checksum != digest_of(values):
+            raise StoreError(f"{path}: the scene's attributes are damaged (their checksum does not match)")
+        del values["format"]
+        height, width, bands = values.pop("shape")
+        config, normalization = SceneConfig.from_dict(values.pop("config")), values.pop("normalization")
+        return cls(
+            shape=(height, width, bands),
+            config=config,
+            normalization=None if normalization is None else Normalization(**normalization),
+            **values,
+        )
+
+
+class Scene:
+    """A scene on disk. Not for computation: tiles in, tiles out.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    group
+        The open Zarr group.
+    manifest
+        What its attributes say.
+    """
+
+    def __init__(self, path: Path, group: zarr.Group, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._group = group
+        self._arrays: dict[str, zarr.Array] = {}
+
+    @classmethod
+    def create(cls, path: Path, manifest: Manifest) -> Scene:
+        """Return a new, unfinished scene with its working group; `path` must not exist."""
+        with disk_errors(path):
+            group = create_group(path, manifest.to_attributes())
+            create_group(path / _WORK, {})
+        return cls(path, group, manifest)
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> Scene:
+        """Return the scene at `path`, finished or not; raise `StoreError` if there is none or it is damaged."""
+        group = open_group(path, writable=writable)
+        return cls(path, group, Manifest.from_attributes(dict(group.attrs), path=path))
+
+    @property
+    def grid(self) -> TileGrid:
+        """The scene's tiles."""
+        return self.manifest.grid
+
+    @property
+    def bands(self) -> int:
+        """Color bands."""
+        return self.manifest.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all the scene's files, working data left out."""
+        return tree_bytes(self.path, without=_WORK)
+
+    @property
+    def measured_ratio(self) -> float:
+        """Raw bytes of the image over bytes of the scene."""
+        return self.manifest.raw_bytes / self.nbytes
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the manifest, on disk too."""
+        self.manifest = dataclasses.replace(self.manifest, **changes)
+        with disk_errors(self.path), compact_metadata():
+            self._group.attrs.update(self.manifest.to_attributes())
+
+    # --- working data -------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is working data."""
+        return (self.path / _WORK).exists()
+
+    def work(self, *, writable: bool = False) -> zarr.Group:
+        """Return the group of working data."""
+        return open_group(self.path / _WORK, writable=writable)
+
+    def discard_work(self) -> None:
+        """Delete the working data."""
+        shutil.rmtree(self.path / _WORK, ignore_errors=True)
+
+    # --- tiles --------------------------------------------------------------------------------------------------
+
+    def create_gaussians(self, steps: Steps, *, capacity: int) -> None:
+        """Make the array of Gaussians, unless it is there already."""
+        if _GAUSSIANS in self._group:
+            return
+        rows, cols = self.grid.shape
+        parameters = GEOMETRY_PARAMETERS + self.bands
+        shard = self.shard_shape
+        create_array(
+            self._group,
+            _GAUSSIANS,
+            shape=(rows, cols, max(1, capacity), parameters),
+            chunks=(1, 1, max(1, capacity), parameters),
+            shards=(*shard, max(1, capacity), parameters),
+            dtype="float32",
+            fill_value=math.nan,
+            serializer=GaussiansCodec(steps=steps),
+            compressors=(Crc32cCodec(),),
+            dimension_names=("row", "col", "gaussian", "parameter"),
+        )
+
+    @property
+    def shard_shape(self) -> tuple[int, int]:
+        """Rows and columns of tiles in one shard."""
+        return min(SHARD_TILES, self.grid.rows), min(SHARD_TILES, self.grid.cols)
+
+    def shards(self) -> Iterator[tuple[slice, slice]]:
+        """Yield the tile rows and columns of each shard."""
+        rows, cols = self.grid.shape
+        height, width = self.shard_shape
+        for row in range(0, rows, height):
+            for col in range(0, cols, width):
+                yield slice(row, min(row + height, rows)), slice(col, min(col + width, cols))
+
+    def write_shard(self, where: tuple[slice, slice], tiles: list[list[Gaussians]]) -> None:
+        """Write all tiles of one shard, row by row."""
+        array = self._array(_GAUSSIANS)
+        rows = np.full((len(tiles), len(tiles[0]), *array.shape[2:]), np.nan, np.float32)
+        for i, line in enumerate(tiles):
+            for j, gaussians in enumerate(line):
+                rows[i, j, : len(gaussians)] = gaussians.to_rows()
+        with disk_errors(self.path):
+            array[where] = rows
+
+    def write_tiles(self, table: NDArray[np.int32]) -> None:
+        """Write each tile's count and reach, ``(rows, cols, 2)``, and note the arrays' digests."""
+        create_array(
+            self._group,
+            _TILES,
+            shape=table.shape,
+            chunks=table.shape,
+            dtype="int32",
+            compressors=CHECKED,
+            fill_value=-1,
+            overwrite=True,
+        )[:] = table
+        self._arrays.pop(_TILES, None)
+        self.update(arrays={name: self._array_digest(name) for name in (_GAUSSIANS, _TILES)})
+
+    def tiles(self) -> NDArray[np.int32]:
+        """Return each tile's count and reach (px), ``(rows, cols, 2)``.
+
+        Raises
+        ------
+        StoreError
+            If the scene is not that far yet, or the table is damaged.
+        """
+        try:
+            table = np.asarray(self._array(_TILES)[:])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StoreError(f"{self.path}: the table of tiles is damaged ({error})") from error
+        if table.shape != (*self.grid.shape, 2) or (table < 0).any():
+            raise StoreError(f"{self.path}: the table of tiles is missing or damaged")
+        return table
+
+    def read_tile(self, tile: TileId, *, count: int) -> Gaussians:
+        """Return one tile's Gaussians, of which the table says there are `count`.
+
+        Raises
+        ------
+        StoreError
+            Naming the tile, if it is missing or damaged.
+        """
+        try:
+            rows = np.asarray(self._array(_GAUSSIANS)[tile.row, tile.col])
+        except (ValueError, RuntimeError, OSError, SmartsplatError) as error:
+            raise StoreError(f"{self.path}: tile {tile} is damaged ({' '.join(str(error).split())})") from error
+        found = int((~np.isnan(rows[:, 0])).sum())
+        if found != count:
+            raise StoreError(f"{self.path}: tile {tile} holds {found} Gaussians where {count} were written")
+        return Gaussians.from_rows(rows[:count], origin=self.grid.core(tile).origin)
+
+    def check_arrays(self) -> None:
+        """Raise `StoreError` if the metadata of an array is not what was written."""
+        for name, digest in self.manifest.arrays.items():
+            if self._array_digest(name) != digest:
+                raise StoreError(f"{self.path}: the metadata of array '{name}' is damaged")
+
+    def _array(self, name: str) -> zarr.Array:
+        if name not in self._arrays:
+            self._arrays[name] = open_array(self._group, name)
+        return self._arrays[name]
+
+    def _array_digest(self, name: str) -> str:
+        try:
+            return digest_of(json.loads((self.path / name / "zarr.json").read_bytes()))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.path}: the metadata of array '{name}' is missing or damaged") from error
+
+
+def tiles_reaching(scene_tiles: NDArray[np.int32], grid: TileGrid, region: Region, *, slack: int) -> list[TileId]:
+    """Return the tiles, row by row, whose footprints may meet `region`: by their true reach, and `slack` px more."""
+    widest = int(scene_tiles[..., 1].max(initial=0)) + slack
+    near = grid.within(region.expand(widest))
+    return [
+        tile
+        for tile in near
+        if scene_tiles[tile.row, tile.col, 0]
+        and not grid.core(tile).expand(int(scene_tiles[tile.row, tile.col, 1]) + slack).intersect(region).is_empty
+    ]
