@@ -1,0 +1,155 @@
+"""Where jobs run: in this process, or on Dask workers. The result of a job never depends on it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
+
+Job = TypeVar("Job")
+
+_IN_FLIGHT_A_WORKER = 3
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one job ended.
+
+    Parameters
+    ----------
+    index
+        Of the job.
+    result
+        What it returned.
+    error
+        What it raised instead.
+    """
+
+    index: int
+    result: Any = None
+    error: Exception | None = None
+
+
+class Executor(Protocol):
+    """Runs independent jobs; a context manager."""
+
+    def __enter__(self) -> Self:
+        """Start."""
+        ...
+
+    def __exit__(self, *details: object) -> None:
+        """Stop, leaving no process behind."""
+        ...
+
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Yield each job's outcome as it ends, in any order."""
+        ...
+
+
+class SerialExecutor:
+    """One job after another in this process, its kernels on `threads` threads."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def __enter__(self) -> Self:
+        import numba
+
+        numba.set_num_threads(max(1, min(self._threads, numba.config.NUMBA_NUM_THREADS)))
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        pass
+
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Yield each job's outcome, in order."""
+        for index, job in enumerate(jobs):
+            yield _attempt(function, job, index)
+
+
+class DaskExecutor:
+    """Jobs on Dask workers, one process and one thread each.
+
+    Parameters
+    ----------
+    workers
+        Processes of a cluster of our own on this machine.
+    scheduler
+        Address of a running scheduler to use instead; its workers must see the same files.
+
+    Notes
+    -----
+    Only a bounded number of jobs is handed out at a time and each future is released once it ends, so a lost worker
+    costs the jobs that ran on it and a million jobs cost no memory.
+    """
+
+    def __init__(self, *, workers: int, scheduler: str | None = None) -> None:
+        self._workers = workers
+        self._scheduler = scheduler
+        self._stack = contextlib.ExitStack()
+        self._client: Any = None
+
+    def __enter__(self) -> Self:
+        from distributed import Client, LocalCluster
+
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        with contextlib.ExitStack() as stack:
+            address: Any = self._scheduler
+            if address is None:
+                address = stack.enter_context(
+                    LocalCluster(
+                        n_workers=self._workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        host="127.0.0.1",
+                        dashboard_address=None,
+                        memory_limit=None,
+                        silence_logs=logging.ERROR,
+                        env=dict.fromkeys(_THREAD_VARIABLES, "1"),
+                    )
+                )
+            self._client = stack.enter_context(Client(address, set_as_default=False))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._stack.close()
+
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Yield each job's outcome as it ends."""
+        from distributed import as_completed
+
+        waiting = iter(enumerate(jobs))
+        running: dict[Any, int] = {}
+        slots = _IN_FLIGHT_A_WORKER * max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+        completed = as_completed()
+
+        def submit(count: int) -> None:
+            for index, job in itertools.islice(waiting, count):
+                future = self._client.submit(_attempt, function, job, index, pure=False)
+                running[future] = index
+                completed.add(future)
+
+        submit(slots)
+        try:
+            for future in completed:
+                index = running.pop(future)
+                outcome = Outcome(index=index, error=future.exception())
+                if outcome.error is None:
+                    outcome = future.result()
+                future.release()
+                submit(1)
+                yield outcome
+        finally:
+            self._client.cancel(list(running))
+
+
+def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:
+    try:
+        return Outcome(index=index, result=function(job))
+    except Exception as error:
+        return Outcome(index=index, error=error)

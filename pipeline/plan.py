@@ -1,0 +1,291 @@
+"""What a run will do, worked out before it starts: counts, phases, memory. Pure: nothing is read or written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from smartsplat.budget import base_scale
+from smartsplat.config import SceneConfig, digest_of
+from smartsplat.errors import BudgetError, ConfigError
+from smartsplat.gaussians import GEOMETRY_PARAMETERS
+from smartsplat.geometry import PHASES_PER_SWEEP, TileGrid
+from storage.pixels import STRIP_HEIGHT
+from storage.scene import SHARD_TILES
+from storage.source import SourceInfo
+
+FILL_AIM = 0.96
+"""Share of the byte budget that rate control aims at; the rest is what a file system adds for folders and blocks."""
+
+METADATA_BYTES = 3600
+"""Most bytes of a scene's own JSON: three small files."""
+
+TILE_OVERHEAD_BYTES = 110
+"""Bytes of a tile apart from its Gaussians: stream headers, code tables, checksum, its place in the shard's index."""
+
+SMALLEST_SIDE = 2
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a run may use; decides how fast it is, never what comes out.
+
+    Parameters
+    ----------
+    executor
+        ``auto``, ``serial`` (this process, all its threads) or ``dask`` (one process a worker).
+    workers
+        Parallel jobs; None = one per core.
+    scheduler
+        Address of a running Dask scheduler, e.g. ``tcp://127.0.0.1:8786``; None = a cluster of our own.
+    memory
+        Most bytes that this process and its workers may take together; None = no limit.
+    engine
+        See `smartsplat.render.render`.
+    """
+
+    executor: str = "auto"
+    workers: int | None = None
+    scheduler: str | None = None
+    memory: int | None = None
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.executor not in ("auto", "serial", "dask"):
+            raise ConfigError(f"executor {self.executor!r} is unknown; use serial or dask")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"{self.workers} workers: at least one is needed")
+        if self.scheduler is not None and self.executor == "serial":
+            raise ConfigError("a scheduler address needs --executor dask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenePlan:
+    """All that is decided before the first pixel is read.
+
+    Parameters
+    ----------
+    source, config
+        The image, and what it is compressed with.
+    count
+        Gaussians; for a ratio, as many as fill the byte budget at the codec's usual size.
+    base_scale
+        Px, see `smartsplat.budget.base_scale`.
+    byte_budget
+        Most bytes of the finished scene; None if a number of Gaussians was asked for.
+    executor, workers
+        How it will run.
+    memory_bytes
+        Projected peak of this process and its workers together.
+    """
+
+    source: SourceInfo
+    config: SceneConfig
+    count: int
+    base_scale: float
+    byte_budget: int | None
+    executor: str
+    workers: int
+    memory_bytes: int
+
+    @property
+    def grid(self) -> TileGrid:
+        """The scene's tiles."""
+        return grid_of(self.source, self.config)
+
+    @property
+    def phases(self) -> int:
+        """Phases of the fit."""
+        return PHASES_PER_SWEEP * self.config.fit.sweeps
+
+    @property
+    def digest(self) -> str:
+        """Identity of what will come out: the config's and the image's together."""
+        return scene_digest(self.source, self.config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, ready for JSON."""
+        rows, cols = self.grid.shape
+        return {
+            "source": self.source.path,
+            "shape": list(self.source.shape),
+            "dtype": self.source.dtype,
+            "raw_bytes": self.source.raw_bytes,
+            "nominal_ratio": self.config.nominal_ratio,
+            "byte_budget": self.byte_budget,
+            "gaussians": self.count,
+            "base_scale_px": round(self.base_scale, 3),
+            "tile": self.config.tile,
+            "halo": self.config.halo,
+            "tiles": [rows, cols],
+            "sweeps": self.config.fit.sweeps,
+            "phases": self.phases,
+            "executor": self.executor,
+            "workers": self.workers,
+            "memory_bytes": self.memory_bytes,
+            "digest": self.digest,
+        }
+
+
+def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources, cores: int) -> ScenePlan:
+    """Return the plan, or refuse what cannot work.
+
+    Parameters
+    ----------
+    source
+        The image.
+    config
+        What it is compressed with.
+    resources
+        What the run may use.
+    cores
+        Of this machine.
+
+    Raises
+    ------
+    ConfigError
+        If the image or a setting makes no sense.
+    BudgetError
+        If the bytes, Gaussians or memory allowed are too few; the message says how many would do.
+    """
+    if min(source.height, source.width) < SMALLEST_SIDE:
+        raise ConfigError(
+            f"{source.path}: {source.height} x {source.width} px is too small to compress; "
+            f"both sides must be at least {SMALLEST_SIDE} px"
+        )
+    grid = grid_of(source, config)
+    byte_budget = None if config.nominal_ratio is None else math.floor(source.raw_bytes / config.nominal_ratio)
+    count = config.count if byte_budget is None else count_for_budget(source, grid, byte_budget=byte_budget)
+    assert count is not None
+    if count > source.height * source.width:
+        raise BudgetError(
+            f"{count} Gaussians for {source.height} x {source.width} px: more than one a pixel; use --gaussians "
+            f"{source.height * source.width // 10} or fewer, or a higher --ratio"
+        )
+    executor, workers = _choose_workers(source, config, grid, count, resources=resources, cores=cores)
+    return ScenePlan(
+        source=source,
+        config=config,
+        count=count,
+        base_scale=base_scale(source.height, source.width, count),
+        byte_budget=byte_budget,
+        executor=executor,
+        workers=workers,
+        memory_bytes=projected_memory(source, config, count=count, executor=executor, workers=workers),
+    )
+
+
+def grid_of(source: SourceInfo, config: SceneConfig) -> TileGrid:
+    """Return the tiles of the scene."""
+    return TileGrid(height=source.height, width=source.width, tile=config.tile, halo=config.halo)
+
+
+def scene_digest(source: SourceInfo, config: SceneConfig) -> str:
+    """Return the identity of an image compressed with a config; where the file lies does not matter."""
+    image = {name: value for name, value in source.to_dict().items() if name != "path"}
+    return digest_of({"config": config.to_dict(), "source": image})
+
+
+def fixed_bytes(grid: TileGrid) -> int:
+    """Return the bytes of a scene apart from its Gaussians, at most: metadata, shard indexes, stream headers."""
+    rows, cols = grid.shape
+    shards = math.ceil(rows / SHARD_TILES) * math.ceil(cols / SHARD_TILES)
+    slots = shards * min(rows, SHARD_TILES) * min(cols, SHARD_TILES)
+    return METADATA_BYTES + shards * 4 + slots * 21 + len(grid) * TILE_OVERHEAD_BYTES
+
+
+def usual_bits(bands: int) -> float:
+    """Return the bits a Gaussian takes at the codec's own steps, measured over photos: geometry, then each color."""
+    return 24.0 + 4.5 * bands
+
+
+def count_for_budget(source: SourceInfo, grid: TileGrid, *, byte_budget: int) -> int:
+    """Return how many Gaussians fill the byte budget.
+
+    Raises
+    ------
+    BudgetError
+        If the budget holds no Gaussian beside what any scene of this grid takes.
+    """
+    room = FILL_AIM * byte_budget - fixed_bytes(grid)
+    count = math.floor(room * 8 / usual_bits(source.bands))
+    if count < 1:
+        least = fixed_bytes(grid) + math.ceil(usual_bits(source.bands) / 8)
+        highest = source.raw_bytes * FILL_AIM / least
+        way_out = f"use --ratio {highest:.3g} or lower" if highest > 1 else "the image is too small for any ratio"
+        raise BudgetError(
+            f"{source.path}: ratio {source.raw_bytes / max(byte_budget, 1):.6g} allows {byte_budget} bytes, and a scene "
+            f"of {len(grid)} tiles takes {fixed_bytes(grid)} before its first Gaussian; {way_out}"
+        )
+    return min(count, source.height * source.width)
+
+
+def projected_memory(source: SourceInfo, config: SceneConfig, *, count: int, executor: str, workers: int) -> int:
+    """Return the projected peak of this process and its workers together, bytes.
+
+    The larger of what ingest takes here and what the tile jobs take, here (serial) or in the workers; every process
+    also holds the interpreter and its libraries.
+    """
+    strip = STRIP_HEIGHT * source.width * source.bands * np.dtype(source.dtype).itemsize
+    ingest = 6 * strip + 64 * MIB
+    job = job_bytes(source, config, count=count)
+    if executor == "serial":
+        return CLIENT_BYTES + max(ingest, job)
+    return CLIENT_BYTES + ingest + workers * (WORKER_BYTES + job)
+
+
+def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
+    """Return the projected peak of one tile job, bytes: images over the padded tile, and its Gaussians."""
+    side = config.tile + 2 * config.halo
+    pixels = min(side, source.height) * min(side, source.width)
+    share = count * pixels / (source.height * source.width)
+    busiest = min(4 * share, pixels)
+    images = pixels * (40 + 36 * source.bands)
+    return round(images + busiest * 40 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
+
+
+CLIENT_BYTES = 340 * MIB
+"""Measured: this process with its libraries, the scheduler among them."""
+
+WORKER_BYTES = 290 * MIB
+"""Measured: a worker process with its libraries and compiled kernels."""
+
+SCORE_BYTES = 60 * MIB
+"""Scoring and encoding: fixed-size pieces, whatever the tile."""
+
+
+def _choose_workers(
+    source: SourceInfo,
+    config: SceneConfig,
+    grid: TileGrid,
+    count: int,
+    *,
+    resources: Resources,
+    cores: int,
+) -> tuple[str, int]:
+    """Return executor and workers: as asked, or what fits the scene; fewer workers where memory is short."""
+    wanted = resources.workers or cores
+    executor = resources.executor
+    if executor == "auto":
+        parallel_tiles = -(-len(grid) // PHASES_PER_SWEEP)
+        executor = "dask" if resources.scheduler or (wanted > 1 and parallel_tiles >= 2 * wanted) else "serial"
+    if resources.memory is None:
+        return executor, wanted
+    lowest = 1 if resources.workers is None else wanted
+    for workers in range(wanted, lowest - 1, -1):
+        if projected_memory(source, config, count=count, executor=executor, workers=workers) <= resources.memory:
+            return executor, workers
+    if resources.executor == "auto" and resources.workers is None and resources.scheduler is None:
+        executor = "serial"
+        if projected_memory(source, config, count=count, executor=executor, workers=1) <= resources.memory:
+            return executor, 1
+    needed = projected_memory(source, config, count=count, executor=executor, workers=lowest)
+    raise BudgetError(
+        f"tile {config.tile} + halo {config.halo} on {lowest} {executor} worker(s) needs {needed / MIB:.0f} MiB, "
+        f"{resources.memory / MIB:.0f} MiB allowed; raise --memory to {math.ceil(needed / MIB)}MiB, or use a smaller "
+        "--tile or fewer --workers"
+    )
