@@ -12,8 +12,8 @@ class Progress(Protocol):
         """Begin `stage`: `total` jobs, of which `done` were finished by an earlier run."""
         ...
 
-    def advance(self, note: str = "") -> None:
-        """One more job of the stage is finished."""
+    def advance(self, note: str = "", *, jobs: int = 1) -> None:
+        """So many more jobs of the stage are finished."""
         ...
 
     def finish(self) -> None:
@@ -27,7 +27,7 @@ class NoProgress:
     def start(self, stage: str, *, total: int, done: int) -> None:
         """Do nothing."""
 
-    def advance(self, note: str = "") -> None:
+    def advance(self, note: str = "", *, jobs: int = 1) -> None:
         """Do nothing."""
 
     def finish(self) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartsplat.errors import SinkError, StorageFullError
-from storage.source import DTYPES, cause_of, load_vips
+from storage.source import DTYPES, cause_of, load_tifffile, load_vips
 
 COLOR_BANDS = (1, 3)
 """Numbers of bands that every format can show: gray and RGB."""
 
-_VIPS_FORMATS = {dtype: name for name, dtype in DTYPES.items()}
 _BIGTIFF_BYTES = 4_000_000_000  # deflate may add a little to what is close to the 4 GiB of a classic TIFF
 _TIFF_MINISBLACK = 1
 _TIFF_UNSPECIFIED = 0
@@ -122,11 +121,18 @@ def write_image(
     """
     path = Path(path)
     check_output(path, height=height, width=width, bands=bands, dtype=dtype)
-    with _disk_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as folder:
-        raw, partial = Path(folder, "raw"), Path(folder, f"partial{path.suffix}")
-        _spool(raw, strips, shape=(height, width, bands), dtype=dtype)
-        _encode(raw, partial, shape=(height, width, bands), dtype=dtype)
-        partial.replace(path)
+    with _saving(path):
+        workspace = tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent)
+    with workspace as folder:
+        raw, partial = Path(folder, "raw.tif"), Path(folder, f"partial{path.suffix}")
+        with _saving(path):
+            _create_raw(raw, shape=(height, width, bands), dtype=dtype)
+        for strip in _checked(path, strips, shape=(height, width, bands), dtype=dtype):
+            with _saving(path):
+                _append(raw, strip)
+        with _saving(path):
+            _encode(raw, partial, shape=(height, width, bands), dtype=dtype)
+            partial.replace(path)
 
 
 def _check_format(path: Path, *, height: int, width: int, bands: int, dtype: str) -> None:
@@ -159,49 +165,70 @@ def _check_folder(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into our errors."""
+def _saving(path: Path) -> Generator[None]:
+    """Turn what the operating system or libvips refuses into our errors."""
+    vips = load_vips()
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
-        raise SinkError(f"{path}: cannot be written: {error}") from error
+    except (OSError, vips.Error) as error:
+        if _is_full(error):
+            raise StorageFullError(f"{path}: the disk ran full while writing it; make room and start again") from error
+        cause = error.strerror if isinstance(error, OSError) else cause_of(error)
+        raise SinkError(f"{path}: cannot be written: {cause}; use another folder or format") from error
 
 
-def _full(path: Path) -> StorageFullError:
-    return StorageFullError(f"{path}: the disk ran full while writing it; make room and start again")
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
-def _spool(raw: Path, strips: Iterable[NDArray[Any]], *, shape: tuple[int, int, int], dtype: str) -> None:
-    """Append the strips to `raw` as they come, checking that they are the image."""
+def _checked(
+    path: Path, strips: Iterable[NDArray[Any]], *, shape: tuple[int, int, int], dtype: str
+) -> Iterator[NDArray[Any]]:
+    """Yield the strips, as long as they are part of the image, and fail if they are not all of it."""
     height, width, bands = shape
     rows = 0
-    with raw.open("wb") as file:
-        for strip in strips:
-            if strip.shape[1:] != (width, bands) or strip.dtype != dtype:
-                raise SinkError(
-                    f"strip at row {rows} is {strip.dtype} {strip.shape}, not {dtype} (.., {width}, {bands})"
-                )
-            rows += strip.shape[0]
-            if rows <= height:
-                file.write(np.ascontiguousarray(strip).data)
+    for strip in strips:
+        if strip.shape[1:] != (width, bands) or strip.dtype != dtype:
+            raise SinkError(
+                f"{path}: the strip at row {rows} is {strip.dtype} {strip.shape}, the image {dtype} {shape}; "
+                f"give strips (rows, width, bands)"
+            )
+        rows += strip.shape[0]
+        if rows > height:
+            break
+        yield strip
     if rows != height:
-        raise SinkError(f"the strips have {rows} rows in all, the image {height}")
+        raise SinkError(f"{path}: got {rows} rows of pixels{' or more' * (rows > height)}, the image has {height}")
+
+
+def _create_raw(raw: Path, *, shape: tuple[int, int, int], dtype: str) -> None:
+    """Write the header of an uncompressed TIFF, whose pixels are to follow it.
+
+    Why a TIFF: libvips reads one through a small buffer, but maps a file without header into memory as a whole.
+    """
+    layout: Any = {"shape": shape, "photometric": "rgb" if shape[2] == 3 else "minisblack", "planarconfig": "contig"}
+    if shape[2] == 1:
+        layout = {"shape": shape[:2], "photometric": "minisblack"}
+    load_tifffile().imwrite(raw, dtype=dtype, bigtiff=True, metadata=None, rowsperstrip=1, **layout)
+    with load_tifffile().TiffFile(raw) as tiff:
+        first_pixel: int = tiff.pages[0].dataoffsets[0]
+    os.truncate(raw, first_pixel)
+
+
+def _append(raw: Path, strip: NDArray[Any]) -> None:
+    with raw.open("ab") as file:
+        file.write(np.ascontiguousarray(strip).data)
 
 
 def _encode(raw: Path, path: Path, *, shape: tuple[int, int, int], dtype: str) -> None:
     """Write the image `path` from the raw pixels, top to bottom, and flush it to the disk."""
-    height, width, bands = shape
-    form, vips = _FORMATS[path.suffix.lower()], load_vips()
-    try:
-        image = vips.Image.rawload(str(raw), width, height, bands, format=_VIPS_FORMATS[dtype], access="sequential")
-        image = image.copy(interpretation=_interpretation(bands, dtype))
-        image.write_to_file(str(path), **form.options, **(_tiff_options(shape, dtype) if form is _TIFF else {}))
-    except vips.Error as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise _full(path) from error
-        raise SinkError(f"{path}: cannot be encoded: {cause_of(error)}") from error
+    form, bands = _FORMATS[path.suffix.lower()], shape[2]
+    how = {"access": "sequential", "fail_on": "warning", "revalidate": True, "unlimited": True}
+    image = load_vips().Image.new_from_file(str(raw), **how)
+    image = image.copy(interpretation=_interpretation(bands, dtype))
+    image.write_to_file(str(path), **form.options, **(_tiff_options(shape, dtype) if form is _TIFF else {}))
     if form is _TIFF and bands not in COLOR_BANDS:
         _unmark_alpha(path, bands)
     with path.open("rb") as file:
@@ -226,12 +253,6 @@ def _tiff_options(shape: tuple[int, int, int], dtype: str) -> dict[str, Any]:
 
 def _unmark_alpha(path: Path, bands: int) -> None:
     """Correct the header of a multi-band TIFF: libvips declares its extra bands alpha, which readers would drop."""
-    import tifffile
-
-    def overwrite(name: str, value: Any) -> None:
-        page: Any = tiff.pages[0]
-        page.tags[name].overwrite(value)
-
-    with tifffile.TiffFile(path, mode="r+b") as tiff:
-        overwrite("PhotometricInterpretation", _TIFF_MINISBLACK)
-        overwrite("ExtraSamples", [_TIFF_UNSPECIFIED] * (bands - 1))
+    with load_tifffile().TiffFile(path, mode="r+") as tiff:
+        tiff.pages[0].tags["PhotometricInterpretation"].overwrite(_TIFF_MINISBLACK)
+        tiff.pages[0].tags["ExtraSamples"].overwrite([_TIFF_UNSPECIFIED] * (bands - 1))

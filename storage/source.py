@@ -173,8 +173,9 @@ def read_strips(info: SourceInfo, *, strip_height: int, start: int = 0) -> Itera
         return
     image, header = _open(info.path)
     alpha = _alpha_band(image, header)
+    window = load_vips().Region.new(image)
     for y0, y1 in _strip_bounds(info.height, strip_height=strip_height, start=start):
-        strip = _decode(image, info.path, y0=y0, y1=y1)
+        strip = _decode(image, window, path=info.path, y0=y0, y1=y1)
         if y0 >= start:
             yield y0, strip if alpha is None else np.delete(strip, alpha, axis=2)
 
@@ -186,6 +187,15 @@ def load_vips() -> Any:
 
     pyvips.cache_set_max(0)
     return pyvips
+
+
+@functools.cache
+def load_tifffile() -> Any:
+    """Return tifffile, imported on first use; what it logs goes to the caller's handlers only, not to stderr."""
+    import tifffile
+
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    return tifffile
 
 
 def cause_of(error: Exception) -> str:
@@ -208,11 +218,15 @@ def _strip_bounds(height: int, *, strip_height: int, start: int) -> Iterator[tup
     return itertools.pairwise(edges)
 
 
-def _decode(image: Any, path: str, *, y0: int, y1: int) -> NDArray[Any]:
-    """Return rows ``y0:y1``, shape (rows, width, bands of the file); they must follow those decoded before."""
+def _decode(image: Any, window: Any, *, path: str, y0: int, y1: int) -> NDArray[Any]:
+    """Return rows ``y0:y1``, shape (rows, width, bands of the file); they must follow those decoded before.
+
+    One window serves all strips: libvips forgets decoded rows after each operation on the image, so that a crop a
+    strip, though it runs on more threads, fails where a strip ends within a tile of the file.
+    """
     vips = load_vips()
     try:
-        pixels = image.crop(0, y0, image.width, y1 - y0).write_to_memory()
+        pixels = window.fetch(0, y0, image.width, y1 - y0)
     except vips.Error as error:
         raise _unreadable(path, error, where=f" near rows {y0} to {y1}") from error
     return np.frombuffer(pixels, DTYPES[image.format]).reshape(y1 - y0, image.width, image.bands)
@@ -340,7 +354,7 @@ def _tiff_header(path: str) -> _TiffHeader | None:
 
 
 def _parse_tiff(path: str) -> _TiffHeader:
-    with _load_tifffile().TiffFile(path) as tiff:
+    with load_tifffile().TiffFile(path) as tiff:
         page = tiff.pages[0]
         compressed = page.compression != _TIFF_UNCOMPRESSED
         return _TiffHeader(
@@ -376,12 +390,3 @@ def _check_tiff(path: str, header: _TiffHeader) -> None:
             f"{path}: one compressed strip or tile of it takes {header.largest_segment / 1e9:.1f} GB, and is held "
             f"whole, {MAX_SEGMENT / 1e9:.1f} GB allowed; use gdal_translate -co TILED=YES IN OUT.tif"
         )
-
-
-@functools.cache
-def _load_tifffile() -> Any:
-    """Return tifffile, imported on first use; what it logs goes to the caller's handlers only, not to stderr."""
-    import tifffile
-
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    return tifffile

@@ -1,0 +1,110 @@
+"""What the command shows on a terminal, or writes as plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichBars
+from rich.table import Table
+
+from pipeline.progress import Progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class BarProgress:
+    """A bar for each stage, on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = RichBars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, *, total: int, done: int) -> None:
+        """Show a new bar."""
+        self._bars.start()
+        self._task = self._bars.add_task(stage, total=total, completed=done, note="")
+
+    def advance(self, note: str = "", *, jobs: int = 1) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bars.update(self._task, advance=jobs, **({"note": note} if note else {}))
+
+    def finish(self) -> None:
+        """Leave the bar as it is."""
+        self._bars.stop()
+
+
+class LineProgress:
+    """A plain line when a stage begins, every few seconds, and when it ends."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._total = self._done = 0
+        self._started = self._printed = 0.0
+
+    def start(self, stage: str, *, total: int, done: int) -> None:
+        """Begin a stage."""
+        self._stage, self._total, self._done = stage, total, done
+        self._started = self._printed = time.monotonic()
+
+    def advance(self, note: str = "", *, jobs: int = 1) -> None:
+        """Count, and say so now and then."""
+        self._done += jobs
+        if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            self._say(note)
+
+    def finish(self) -> None:
+        """Say how it ended."""
+        self._say(f"{time.monotonic() - self._started:.1f} s")
+
+    def _say(self, note: str) -> None:
+        print(f"{self._stage}: {self._done}/{self._total}  {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+def progress_for(stream: Any) -> Progress:
+    """Return the progress display that suits `stream`."""
+    console = Console(file=stream)
+    return BarProgress(console) if console.is_terminal else LineProgress()
+
+
+def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and values side by side on standard output."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def size_text(nbytes: float) -> str:
+    """Return bytes as people read them.
+
+    Examples
+    --------
+    >>> size_text(1_500_000)
+    '1.50 MB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def quality_text(value: float | None, *, unit: str = "") -> str:
+    """Return a quality as people read it: None is a PSNR without error, or an SSIM without a window."""
+    return "-" if value is None else f"{value:.2f} {unit}".rstrip() if unit else f"{value:.4f}"

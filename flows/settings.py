@@ -1,0 +1,96 @@
+"""What a person writes to what the pipeline takes: presets, sizes, regions."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import resources
+from typing import Any
+
+from smartsplat.config import SceneConfig
+from smartsplat.errors import ConfigError
+from smartsplat.geometry import default_halo
+
+DEFAULT_RATIO = 100.0
+
+_UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_UNITS |= {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
+
+
+def preset_names() -> list[str]:
+    """Return the presets there are.
+
+    Examples
+    --------
+    >>> preset_names()
+    ['draft', 'standard']
+    """
+    folder = resources.files("flows") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Return the settings of a preset.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"preset {name!r} is unknown; use {' or '.join(preset_names())}")
+    return tomllib.loads((resources.files("flows") / "presets" / f"{name}.toml").read_text())
+
+
+def scene_config(
+    preset: str,
+    *,
+    ratio: float | None = None,
+    gaussians: int | None = None,
+    tile: int | None = None,
+    halo: int | None = None,
+    seed: int = 0,
+) -> SceneConfig:
+    """Return the settings of a preset with those given on top; without ratio and count, a ratio of 100.
+
+    Raises
+    ------
+    ConfigError
+        If the preset is unknown or a value makes no sense.
+
+    Examples
+    --------
+    >>> scene_config("standard", tile=256).halo
+    32
+    """
+    values = load_preset(preset)
+    if tile is not None:
+        values["tile"] = tile
+    side = values.get("tile", SceneConfig(count=1).tile)
+    values["halo"] = values.get("halo", default_halo(side)) if halo is None else halo
+    if ratio is None and gaussians is None:
+        ratio = DEFAULT_RATIO
+    return SceneConfig.from_dict({**values, "nominal_ratio": ratio, "count": gaussians, "seed": seed})
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that ``4GiB``, ``500M`` or ``1e9`` says.
+
+    Raises
+    ------
+    ConfigError
+        If it says none.
+
+    Examples
+    --------
+    >>> parse_bytes("1.5GiB"), parse_bytes("500M")
+    (1610612736, 500000000)
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", text, re.IGNORECASE)
+    try:
+        value = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
+    except (KeyError, ValueError):
+        value = 0.0
+    if value < 1:
+        raise ConfigError(f"{text!r} is not a size; write it like 4GiB or 500M")
+    return int(value)

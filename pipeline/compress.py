@@ -1,0 +1,319 @@
+"""The whole journey: an image becomes a scene. Each stage can be killed, and is taken up again where it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import encode, evaluate, ingest, optimize, sample
+from pipeline.executors import DaskExecutor, Executor, SerialExecutor
+from pipeline.plan import Resources, ScenePlan, plan_scene
+from pipeline.progress import NoProgress, Progress
+from pipeline.run import Run
+from smartsplat.config import SceneConfig
+from smartsplat.errors import ConfigError, SourceError, StoreError
+from smartsplat.geometry import PHASES_PER_SWEEP
+from smartsplat.render import resolve_engine
+from storage.groups import disk_errors, sweep_partials
+from storage.scene import Manifest, Scene
+from storage.source import SourceInfo, read_info
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneReport:
+    """What came of a run.
+
+    Parameters
+    ----------
+    scene, source
+        Paths.
+    shape, dtype
+        Of the image.
+    tiles, gaussians
+        How many.
+    quality
+        ``psnr`` dB, ``ssim``, ``ms_ssim``.
+    nbytes, bits_per_pixel, nominal_ratio, measured_ratio
+        Size on disk; asked for and real.
+    seconds
+        Time of each stage in this run; empty if there was nothing left to do.
+    """
+
+    scene: str
+    source: str
+    shape: tuple[int, int, int]
+    dtype: str
+    tiles: int
+    gaussians: int
+    quality: dict[str, float | None]
+    nbytes: int
+    bits_per_pixel: float
+    nominal_ratio: float | None
+    measured_ratio: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, ready for JSON."""
+        return {
+            "scene": self.scene,
+            "source": self.source,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "tiles": self.tiles,
+            "gaussians": self.gaussians,
+            **self.quality,
+            "bytes": self.nbytes,
+            "bits_per_pixel": self.bits_per_pixel,
+            "nominal_ratio": self.nominal_ratio,
+            "measured_ratio": self.measured_ratio,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A named part of the journey, to be done after those before it.
+
+    Parameters
+    ----------
+    name
+        For people.
+    stage
+        What its time is booked under.
+    work
+        Does it; what is done already it leaves alone.
+    """
+
+    name: str
+    stage: str
+    work: Callable[[], None]
+
+
+def compress(
+    source: str | Path,
+    scene: str | Path,
+    *,
+    ratio: float | None = None,
+    gaussians: int | None = None,
+    config: SceneConfig | None = None,
+    resources: Resources | None = None,
+    keep_work: bool = False,
+    progress: Progress | None = None,
+) -> SceneReport:
+    """Compress the image `source` into the scene `scene`; resume it if it is unfinished.
+
+    Parameters
+    ----------
+    source
+        TIFF, PNG, JPEG, WebP, ... of any size.
+    scene
+        Folder to make.
+    ratio
+        Raw bytes over bytes of the scene: a promise. 100 if neither this nor `gaussians` nor `config` is given.
+    gaussians
+        Number of Gaussians instead.
+    config
+        All settings, instead of the two above.
+    resources
+        What the run may use.
+    keep_work
+        Keep the staged pixels and working state inside the scene.
+    progress
+        Told how far it is.
+
+    Raises
+    ------
+    SourceError
+        If the image cannot be read faithfully; nothing is left behind.
+    ConfigError
+        If settings make no sense, or contradict an unfinished or finished scene at the same place.
+    StoreError
+        If the place cannot be used.
+    StageIncomplete, StorageFullError
+        If work failed; call again to go on where it stopped.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    ...     Image.fromarray(noise).save(f"{folder}/noise.png")
+    ...     report = compress(f"{folder}/noise.png", f"{folder}/noise.zarr", ratio=4)
+    >>> 4 <= report.measured_ratio <= 4.5
+    True
+    """
+    if config is None:
+        config = SceneConfig(nominal_ratio=ratio or (None if gaussians else 100), count=gaussians)
+    elif ratio is not None or gaussians is not None:
+        raise ConfigError("give either a config, or a ratio or a number of Gaussians")
+    preparation = prepare(source, Path(scene), config=config, resources=resources or Resources())
+    if preparation.finished:
+        return finish_up(preparation, keep_work=keep_work, seconds={})
+    seconds: dict[str, float] = {}
+    with preparation.executor() as executor:
+        for step in steps(preparation, executor, progress=progress or NoProgress()):
+            started = time.perf_counter()
+            step.work()
+            seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
+    return finish_up(preparation, keep_work=keep_work, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """A checked request, before any work.
+
+    Parameters
+    ----------
+    path
+        Of the scene.
+    plan
+        What to do.
+    resources
+        What to do it with.
+    exists, finished
+        Whether the scene is there already, and whether nothing is left to do.
+    """
+
+    path: Path
+    plan: ScenePlan
+    resources: Resources
+    exists: bool
+    finished: bool
+
+    def executor(self) -> Executor:
+        """Return the executor of the plan, not started."""
+        if self.plan.executor == "serial":
+            return SerialExecutor(threads=self.plan.workers)
+        return DaskExecutor(workers=self.plan.workers, scheduler=self.resources.scheduler)
+
+
+def prepare(source: str | Path, path: Path, *, config: SceneConfig, resources: Resources) -> Preparation:
+    """Return the plan and the state of its scene, having checked everything that can be before work starts."""
+    resolve_engine(resources.engine)
+    plan = plan_scene(read_info(source), config, resources=resources, cores=usable_cores())
+    if not path.exists():
+        _check_place(path)
+        return Preparation(path=path, plan=plan, resources=resources, exists=False, finished=False)
+    manifest = Scene.open(path).manifest
+    if manifest.digest != plan.digest:
+        raise ConfigError(_differences(path, manifest, plan))
+    _check_writable(path)
+    return Preparation(path=path, plan=plan, resources=resources, exists=True, finished=manifest.complete)
+
+
+def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -> list[Step]:
+    """Return what there is to do, in order; makes the scene, or sweeps up after a killed run."""
+    plan = preparation.plan
+    if preparation.exists:
+        sweep_partials(preparation.path)
+        scene = Scene.open(preparation.path, writable=True)
+    else:
+        scene = Scene.create(preparation.path, _manifest(plan))
+    run = Run(scene=scene, plan=plan, executor=executor, progress=progress, engine=preparation.resources.engine)
+    phases = [
+        Step(
+            name=optimize.phase_name(run, sweep, color),
+            stage="fit",
+            work=lambda sweep=sweep, color=color: optimize.fit_phase(run, sweep, color),
+        )
+        for sweep in range(1, plan.config.fit.sweeps + 1)
+        for color in range(PHASES_PER_SWEEP)
+    ]
+    return [
+        Step(name="ingest", stage="ingest", work=lambda: _ingest(run, new=not preparation.exists)),
+        Step(name="survey", stage="sample", work=lambda: sample.survey(run)),
+        Step(name="sample", stage="sample", work=lambda: sample.sample(run)),
+        *phases,
+        Step(name="rate", stage="encode", work=lambda: encode.measure_rates(run)),
+        Step(name="encode", stage="encode", work=lambda: encode.encode(run)),
+        Step(name="evaluate", stage="evaluate", work=lambda: evaluate.score_scene(run)),
+        Step(name="finish", stage="evaluate", work=lambda: scene.update(complete=True)),
+    ]
+
+
+def finish_up(preparation: Preparation, *, keep_work: bool, seconds: dict[str, float]) -> SceneReport:
+    """Return the report of a finished scene, having discarded its working data unless that is kept."""
+    scene = Scene.open(preparation.path)
+    if not keep_work:
+        scene.discard_work()
+    manifest = scene.manifest
+    nbytes = scene.nbytes
+    height, width, _ = manifest.shape
+    return SceneReport(
+        scene=str(preparation.path),
+        source=preparation.plan.source.path,
+        shape=manifest.shape,
+        dtype=manifest.dtype,
+        tiles=len(manifest.grid),
+        gaussians=manifest.count,
+        quality=manifest.quality or {},
+        nbytes=nbytes,
+        bits_per_pixel=8 * nbytes / (height * width),
+        nominal_ratio=manifest.config.nominal_ratio,
+        measured_ratio=manifest.raw_bytes / nbytes,
+        seconds=seconds,
+    )
+
+
+def _ingest(run: Run, *, new: bool) -> None:
+    try:
+        ingest.ingest(run)
+    except SourceError:
+        # The file is damaged further down: of a scene that was made for it a moment ago, nothing shall be left.
+        if new:
+            shutil.rmtree(run.scene.path, ignore_errors=True)
+        raise
+
+
+def _manifest(plan: ScenePlan) -> Manifest:
+    source = plan.source
+    return Manifest(
+        shape=source.shape,
+        dtype=source.dtype,
+        source_name=Path(source.path).name,
+        source_fingerprint=source.fingerprint,
+        config=plan.config,
+        digest=plan.digest,
+        count=plan.count,
+    )
+
+
+def _differences(path: Path, manifest: Manifest, plan: ScenePlan) -> str:
+    differing = [f"{difference} now" for difference in manifest.config.differences(plan.config)]
+    if not _same_image(manifest, plan.source):
+        differing.insert(0, f"source: {manifest.source_name}, and another image now")
+    state = "finished" if manifest.complete else "unfinished"
+    return (
+        f"{path}: holds a scene ({state}) made with other settings: {'; '.join(differing)}. "
+        "Use those settings, or another destination"
+    )
+
+
+def _same_image(manifest: Manifest, source: SourceInfo) -> bool:
+    mine = (manifest.source_fingerprint, manifest.shape, manifest.dtype)
+    return mine == (source.fingerprint, source.shape, source.dtype)
+
+
+def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise StoreError(f"{path}: the folder {path.parent} does not exist")
+    _check_writable(path.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise `StoreError` if files cannot be made in `folder`; trying is the only test that tells."""
+    probe = folder / f".smartsplat-{os.getpid()}.partial"
+    with disk_errors(folder):
+        probe.touch()
+        probe.unlink()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,104 @@
+"""One run over one scene: what every stage needs to do its part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.executors import Executor
+from pipeline.plan import ScenePlan
+from pipeline.progress import Progress
+from smartsplat.errors import StoreError
+from smartsplat.geometry import Region, TileId
+from smartsplat.normalization import Normalization, pixel_weight
+from smartsplat.optim import TileTarget
+from storage.pixels import PixelStore
+from storage.scene import Scene
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A scene being worked on, by the process that was started for it.
+
+    Parameters
+    ----------
+    scene
+        Open for writing.
+    plan
+        What to do.
+    executor, progress
+        Where jobs run, and who watches.
+    engine
+        See `smartsplat.render.render`.
+    """
+
+    scene: Scene
+    plan: ScenePlan
+    executor: Executor
+    progress: Progress
+    engine: str
+
+    @property
+    def normalization(self) -> Normalization:
+        """The scene's, known once its pixels are staged."""
+        if self.scene.manifest.normalization is None:
+            raise StoreError(f"{self.scene.path}: the image is not staged yet")
+        return self.scene.manifest.normalization
+
+    def record_failures(self, stage: str, failures: dict[str, str]) -> None:
+        """Keep which jobs of `stage` failed and why, for `smartsplat status`."""
+        work = self.scene.work(writable=True)
+        kept = {name: jobs for name, jobs in dict(work.attrs).get("failures", {}).items() if name != stage}
+        work.attrs["failures"] = kept | ({stage: failures} if failures else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileJob:
+    """One tile's part of a stage; small, as it travels to a worker.
+
+    Parameters
+    ----------
+    plan, path
+        Of the scene.
+    tile
+        Which.
+    normalization
+        Of the scene.
+    engine
+        See `smartsplat.render.render`.
+    count
+        Gaussians to place (sampling only).
+    sweep
+        From 1 (fit only).
+    """
+
+    plan: ScenePlan
+    path: str
+    tile: TileId
+    normalization: Normalization
+    engine: str
+    count: int = 0
+    sweep: int = 0
+
+    def __str__(self) -> str:
+        return f"tile {self.tile}"
+
+
+def tile_job(run: Run, tile: TileId, *, count: int = 0, sweep: int = 0) -> TileJob:
+    """Return the job of `tile` in this run."""
+    return TileJob(
+        plan=run.plan,
+        path=str(run.scene.path),
+        tile=tile,
+        normalization=run.normalization,
+        engine=run.engine,
+        count=count,
+        sweep=sweep,
+    )
+
+
+def read_target(pixels: PixelStore, normalization: Normalization, *, core: Region, padded: Region) -> TileTarget:
+    """Return the pixels of `padded` as a tile is sampled from and fitted to: normalised, and weighted."""
+    stored = pixels.read(padded)
+    return TileTarget(
+        pixels=normalization.to_values(stored), weight=pixel_weight(stored), core=core, padded=padded
+    )
