@@ -20,7 +20,7 @@ from storage.source import SourceInfo
 FILL_AIM = 0.96
 """Share of the byte budget that rate control aims at; the rest is what a file system adds for folders and blocks."""
 
-METADATA_BYTES = 3600
+METADATA_BYTES = 2700
 """Most bytes of a scene's own JSON: three small files."""
 
 TILE_OVERHEAD_BYTES = 110
@@ -200,7 +200,7 @@ def fixed_bytes(grid: TileGrid) -> int:
 
 def usual_bits(bands: int) -> float:
     """Return the bits a Gaussian takes at the codec's own steps, measured over photos: geometry, then each color."""
-    return 24.0 + 4.5 * bands
+    return 27.0 + 5.5 * bands
 
 
 def count_for_budget(source: SourceInfo, grid: TileGrid, *, byte_budget: int) -> int:

@@ -91,11 +91,11 @@ class CodecConfig:
         Step of a color whose Gaussian has the base scale, in units of the full range.
     """
 
-    mean_step: float = 0.125
+    mean_step: float = 0.2
     area_step: float = 0.1
-    aspect_step: float = 0.2
-    rotation_step: float = 0.25
-    color_step: float = 0.03
+    aspect_step: float = 0.12
+    rotation_step: float = 0.08
+    color_step: float = 0.06
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():

@@ -173,7 +173,7 @@ def _saving(path: Path) -> Generator[None]:
     except (OSError, vips.Error) as error:
         if _is_full(error):
             raise StorageFullError(f"{path}: the disk ran full while writing it; make room and start again") from error
-        cause = error.strerror if isinstance(error, OSError) else cause_of(error)
+        cause = (error.strerror or str(error)) if isinstance(error, OSError) else cause_of(error)
         raise SinkError(f"{path}: cannot be written: {cause}; use another folder or format") from error
 
 

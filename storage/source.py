@@ -60,7 +60,7 @@ _CAUSES = (
         "re-compress it, e.g. gdal_translate -co COMPRESS=DEFLATE IN OUT.tif",
     ),
     (
-        "read error|premature end|unexpected end|corrupt|end of file|truncated",
+        "unable to fetch|unable to parse|read error|premature end|unexpected end|corrupt|end of file|truncated",
         "truncated or damaged",
         "copy or download it again",
     ),
@@ -319,7 +319,7 @@ def _unsupported_dtype(path: str, dtype: str) -> SourceError:
 
 
 def _unsupported_color(path: str, color: str) -> SourceError:
-    return SourceError(f"{path}: its bands are {color}, not colors to show; use vips icc_transform IN OUT.tif srgb")
+    return SourceError(f"{path}: its bands are {color}, not gray or RGB; use vips colourspace IN OUT.tif srgb")
 
 
 # --- What only the TIFF header says -----------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
 
-_DIRECT_BITS = 5
+_DIRECT_BITS = 6
 _DIRECT = 1 << _DIRECT_BITS
-_LARGEST_BITS = 56
+_LARGEST_BITS = 52
 _LEVEL = 19
 
 
@@ -76,7 +76,7 @@ def encode_integers(values: NDArray[np.int64]) -> bytes:
     Raises
     ------
     ValueError
-        If the values span `2^56` or more.
+        If the values span ``2^52`` or more.
     """
     low = int(values.min())
     offsets = values - low
@@ -138,7 +138,7 @@ def _shifts(widths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _bit_lengths(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bits of each value, exactly: float64's exponent is right below 2^53, and values here end at 2^56."""
+    """Return the bits of each value, exactly: float64's exponent is right below 2^53, and values here end at 2^52."""
     low = values & ((1 << 28) - 1)
     high = values >> 28
     return np.where(high > 0, 28 + np.frexp(high.astype(np.float64))[1], np.frexp(low.astype(np.float64))[1])

@@ -1,0 +1,319 @@
+"""The `smartsplat` command. Thin: it turns words into calls, and results into words.
+
+Heavy imports wait inside the commands, so that ``smartsplat --help`` does not pay for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, StoreError
+
+if TYPE_CHECKING:
+    from pipeline.plan import Resources
+    from pipeline.progress import Progress
+    from smartsplat.config import SceneConfig
+
+FAILED, BAD_INPUT = 1, 2
+
+app = typer.Typer(
+    name="smartsplat",
+    help="Compress images too large for memory into 2D Gaussians, and render any region at any zoom.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SourceArgument = Annotated[Path, typer.Argument(help="Image file: TIFF, PNG, JPEG, WebP, ...", metavar="SOURCE")]
+SceneArgument = Annotated[Path, typer.Argument(help="Scene folder.", metavar="SCENE")]
+Ratio = Annotated[float | None, typer.Option(help="Raw bytes over bytes on disk: a promise.  [default: 100]")]
+Count = Annotated[int | None, typer.Option("--gaussians", help="Number of Gaussians, instead of a ratio.")]
+Preset = Annotated[str, typer.Option(help="draft or standard.")]
+Tile = Annotated[int | None, typer.Option(help="Side of a tile, px.  [default: 512]")]
+Halo = Annotated[int | None, typer.Option(help="Context around a tile, px.  [default: an eighth of the tile, <= 64]")]
+Seed = Annotated[int, typer.Option(help="Of the random sampling.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="serial or dask.  [default: what suits the scene]")]
+Workers = Annotated[int | None, typer.Option(help="Parallel jobs.  [default: one per core]")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://127.0.0.1:8786.")]
+Memory = Annotated[str | None, typer.Option(help="Most memory to take in all, e.g. 4GiB.")]
+Engine = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else, on standard output.")]
+
+
+@app.command(name="compress")
+def compress_command(
+    source: SourceArgument,
+    scene: SceneArgument,
+    ratio: Ratio = None,
+    gaussians: Count = None,
+    preset: Preset = "standard",
+    tile: Tile = None,
+    halo: Halo = None,
+    seed: Seed = 0,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    memory: Memory = None,
+    engine: Engine = "auto",
+    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep staged pixels and working state.")] = False,
+    flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow; no server needed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress SOURCE into SCENE. An unfinished scene is resumed, a finished one left alone."""
+    with _exit_codes():
+        config = _config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
+        resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
+        arguments: dict[str, Any] = {"config": config, "resources": resources, "keep_work": keep_work}
+        if flow:
+            from flows.compress import run_flow
+
+            report = run_flow(source, scene, **arguments)
+        else:
+            from pipeline.compress import compress
+
+            report = compress(source, scene, **arguments, progress=_progress())
+        _print_report(report.to_dict(), as_json=as_json)
+
+
+@app.command()
+def plan(
+    source: SourceArgument,
+    ratio: Ratio = None,
+    gaussians: Count = None,
+    preset: Preset = "standard",
+    tile: Tile = None,
+    halo: Halo = None,
+    seed: Seed = 0,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    memory: Memory = None,
+    engine: Engine = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what compressing SOURCE would do: tiles, counts, phases, memory. Writes nothing."""
+    with _exit_codes():
+        config = _config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
+        resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
+        from pipeline.compress import usable_cores
+        from pipeline.plan import plan_scene
+        from smartsplat.render import resolve_engine
+        from storage.source import read_info
+
+        resolve_engine(engine)
+        planned = plan_scene(read_info(source), config, resources=resources, cores=usable_cores()).to_dict()
+        _print_values("plan", planned, as_json=as_json)
+
+
+@app.command()
+def info(scene: SceneArgument, as_json: Json = False) -> None:
+    """Show a scene's shape, grid, counts, bytes, ratios and stored quality."""
+    with _exit_codes():
+        from storage.scene import Scene
+
+        opened = Scene.open(scene)
+        manifest = opened.manifest
+        values: dict[str, Any] = {
+            "scene": str(scene),
+            "complete": manifest.complete,
+            "source": manifest.source_name,
+            "shape": list(manifest.shape),
+            "dtype": manifest.dtype,
+            "tile": manifest.grid.tile,
+            "halo": manifest.grid.halo,
+            "tiles": list(manifest.grid.shape),
+            "gaussians": manifest.count,
+            "raw_bytes": manifest.raw_bytes,
+            "bytes": opened.nbytes,
+            "nominal_ratio": manifest.config.nominal_ratio,
+            "measured_ratio": opened.measured_ratio if manifest.complete else None,
+            "quality": manifest.quality,
+            "digest": manifest.digest,
+        }
+        _print_values("scene", values, as_json=as_json)
+
+
+@app.command()
+def status(scene: SceneArgument, as_json: Json = False) -> None:
+    """Show which tiles of a scene are done, failed and missing."""
+    with _exit_codes():
+        from pipeline.status import status as read_status
+
+        found = read_status(scene)
+        if as_json:
+            _print_json(found)
+            return
+        tiles = found["tiles"]
+        rows = [(stage["stage"], _stage_text(stage)) for stage in found["stages"]]
+        rows += [("tiles done", str(tiles["done"])), ("tiles missing", _some(tiles["missing"]))]
+        rows += [(f"failed: {tile}", reason) for tile, reason in tiles["failed"].items()]
+        _print_rows("complete" if found["complete"] else "unfinished: run compress again to resume", rows)
+
+
+@app.command()
+def render(
+    scene: SceneArgument,
+    output: Annotated[Path, typer.Argument(help="Image to write: .tif, .png, .jpg or .webp.", metavar="OUTPUT")],
+    region: Annotated[str | None, typer.Option(help="Y0:Y1,X0:X1 in px of the scene.  [default: all]")] = None,
+    scale: Annotated[float, typer.Option(help="Output pixels per scene pixel, 1/64 to 64.")] = 1.0,
+    engine: Engine = "auto",
+) -> None:
+    """Write SCENE, or a region of it at any zoom, to the image OUTPUT."""
+    with _exit_codes():
+        from pipeline.decode import open_scene
+        from pipeline.export import export
+        from smartsplat.geometry import Region
+
+        where = None if region is None else Region.parse(region)
+        written = export(open_scene(scene, engine=engine), output, region=where, scale=scale, progress=_progress())
+        print(f"{output}: {written.height} x {written.width} px", file=sys.stderr)
+
+
+@app.command()
+def evaluate(scene: SceneArgument, source: SourceArgument, engine: Engine = "auto", as_json: Json = False) -> None:
+    """Score SCENE against the image it was made from: PSNR, SSIM, MS-SSIM, size."""
+    with _exit_codes():
+        from pipeline.decode import open_scene
+        from pipeline.evaluate import evaluate as score
+        from storage.source import read_info
+
+        scored = score(open_scene(scene, engine=engine), read_info(source), progress=_progress())
+        _print_values("quality", scored, as_json=as_json)
+
+
+@app.command()
+def verify(scene: SceneArgument, as_json: Json = False) -> None:
+    """Check every checksum of SCENE, and that every tile decodes."""
+    with _exit_codes():
+        from pipeline.evaluate import verify as check
+
+        found = check(scene, progress=_progress())
+        if as_json:
+            _print_json(found)
+        elif found["sound"]:
+            _print_rows("sound", [(name, str(found[name])) for name in ("tiles", "gaussians", "bytes")])
+        if not found["sound"]:
+            first = next(iter(found["damaged"].values()))
+            raise StoreError(f"{len(found['damaged'])} of {found['tiles']} tiles are damaged; first: {first}")
+
+
+def main() -> None:
+    """Run the command."""
+    logging.basicConfig(level=logging.WARNING, format="smartsplat: %(message)s")
+    app()
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """End with one line and the right code: 2 for bad usage or input, 1 for work that failed."""
+    try:
+        yield
+    except (ConfigError, SourceError, StoreError, SinkError) as error:
+        _fail(error, BAD_INPUT)
+    except SmartsplatError as error:
+        _fail(error, FAILED)
+    except KeyboardInterrupt:
+        print("smartsplat: interrupted; run the same command again to resume", file=sys.stderr)
+        raise typer.Exit(FAILED) from None
+
+
+def _fail(error: SmartsplatError, code: int) -> None:
+    print(f"smartsplat: {' '.join(str(error).split())}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def _config(
+    preset: str, *, ratio: float | None, gaussians: int | None, tile: int | None, halo: int | None, seed: int
+) -> SceneConfig:
+    from flows.settings import scene_config
+
+    return scene_config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
+
+
+def _resources(
+    executor: str, *, workers: int | None, scheduler: str | None, memory: str | None, engine: str
+) -> Resources:
+    from flows.settings import parse_bytes
+    from pipeline.plan import Resources
+
+    limit = None if memory is None else parse_bytes(memory)
+    return Resources(executor=executor, workers=workers, scheduler=scheduler, memory=limit, engine=engine)
+
+
+def _progress() -> Progress:
+    from flows.console import progress_for
+
+    return progress_for(sys.stderr)
+
+
+def _print_report(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(report)
+        return
+    from flows.console import quality_text, size_text
+
+    height, width, bands = report["shape"]
+    raw = report["bytes"] * report["measured_ratio"]
+    nominal = "-" if report["nominal_ratio"] is None else f"{report['nominal_ratio']:g}"
+    rows = [
+        ("image", f"{height} x {width} x {bands} {report['dtype']}, {size_text(raw)}"),
+        ("scene", f"{report['scene']}, {size_text(report['bytes'])} in {report['tiles']} tiles"),
+        ("ratio asked / real", f"{nominal} / {report['measured_ratio']:.1f}"),
+        ("bits per pixel", f"{report['bits_per_pixel']:.3f}"),
+        ("Gaussians", f"{report['gaussians']} ({8 * report['bytes'] / report['gaussians']:.1f} bits each)"),
+        ("PSNR", quality_text(report["psnr"], unit="dB")),
+        ("SSIM / MS-SSIM", f"{quality_text(report['ssim'])} / {quality_text(report['ms_ssim'])}"),
+    ]
+    rows += [(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in report["seconds"].items()]
+    _print_rows("done" if report["seconds"] else "finished before: nothing to do", rows)
+
+
+def _print_values(title: str, values: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(values)
+    else:
+        _print_rows(title, [(name.replace("_", " "), _value_text(value)) for name, value in values.items()])
+
+
+def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
+    from flows.console import print_table
+
+    print_table(title, rows)
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, allow_nan=False))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return " x ".join(str(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:.4f}".rstrip("0").rstrip(".")
+    return "-" if value is None else str(value)
+
+
+def _stage_text(stage: dict[str, Any]) -> str:
+    failed = f", {stage['failed']} failed" if stage["failed"] else ""
+    return f"{stage['done']}/{stage['total']}{failed}"
+
+
+def _some(names: list[str], *, most: int = 8) -> str:
+    shown = ", ".join(names[:most])
+    return f"{len(names)}" + (f": {shown}" if names else "") + (", ..." if len(names) > most else "")
+
+
+if __name__ == "__main__":
+    main()

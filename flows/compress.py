@@ -1,0 +1,62 @@
+"""The same journey as a Prefect flow: a task for each stage and phase, so that a server shows and retries them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect import flow, task
+from prefect.logging import get_run_logger
+
+from flows.console import LineProgress
+from pipeline.compress import SceneReport, finish_up, prepare, steps
+from pipeline.plan import Resources
+from smartsplat.config import SceneConfig
+
+
+@flow(name="compress-scene", validate_parameters=False)
+def compress_scene(source: str, scene: str, config: dict, resources: dict, keep_work: bool = False) -> dict:
+    """Compress the image `source` into the scene `scene`; resume it if it is unfinished.
+
+    Parameters
+    ----------
+    source, scene
+        Paths.
+    config
+        See `SceneConfig.to_dict`.
+    resources
+        Fields of `Resources`.
+    keep_work
+        Keep the working data.
+
+    Returns
+    -------
+    See `SceneReport.to_dict`.
+    """
+    preparation = prepare(
+        source, Path(scene), config=SceneConfig.from_dict(config), resources=Resources(**resources)
+    )
+    seconds: dict[str, float] = {}
+    if not preparation.finished:
+        with preparation.executor() as executor:
+            for step in steps(preparation, executor, progress=LineProgress()):
+                started = time.perf_counter()
+                # What a step needs is in the store, so its task takes no parameter and returns nothing to keep.
+                task(name=step.name, persist_result=False)(step.work)()
+                seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
+    report = finish_up(preparation, keep_work=keep_work, seconds=seconds)
+    get_run_logger().info("%s: ratio %.1f, PSNR %s dB", scene, report.measured_ratio, report.quality.get("psnr"))
+    return report.to_dict()
+
+
+def run_flow(source: Path, scene: Path, *, config: SceneConfig, resources: Resources, keep_work: bool) -> SceneReport:
+    """Run `compress_scene` here and now; Prefect starts a temporary server of its own if none is configured."""
+    report = compress_scene(
+        str(source), str(scene), config.to_dict(), dataclasses.asdict(resources), keep_work=keep_work
+    )
+    return SceneReport.from_dict(report)
