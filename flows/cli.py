@@ -81,8 +81,8 @@ def compress_command(
         else:
             from pipeline.compress import compress
 
-            report = compress(source, scene, **arguments, progress=_progress())
-        _print_report(report.to_dict(), as_json=as_json)
+            report = compress(source, scene, **arguments, progress=_progress()).to_dict()
+        _print_report(report, as_json=as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -14,13 +15,15 @@ from prefect import flow, task
 from prefect.logging import get_run_logger
 
 from flows.console import LineProgress
-from pipeline.compress import SceneReport, finish_up, prepare, steps
+from pipeline.compress import finish_up, prepare, steps
 from pipeline.plan import Resources
 from smartsplat.config import SceneConfig
 
 
 @flow(name="compress-scene", validate_parameters=False)
-def compress_scene(source: str, scene: str, config: dict, resources: dict, keep_work: bool = False) -> dict:
+def compress_scene(
+    source: str, scene: str, config: dict[str, Any], resources: dict[str, Any], keep_work: bool = False
+) -> dict[str, Any]:
     """Compress the image `source` into the scene `scene`; resume it if it is unfinished.
 
     Parameters
@@ -54,9 +57,8 @@ def compress_scene(source: str, scene: str, config: dict, resources: dict, keep_
     return report.to_dict()
 
 
-def run_flow(source: Path, scene: Path, *, config: SceneConfig, resources: Resources, keep_work: bool) -> SceneReport:
+def run_flow(
+    source: Path, scene: Path, *, config: SceneConfig, resources: Resources, keep_work: bool
+) -> dict[str, Any]:
     """Run `compress_scene` here and now; Prefect starts a temporary server of its own if none is configured."""
-    report = compress_scene(
-        str(source), str(scene), config.to_dict(), dataclasses.asdict(resources), keep_work=keep_work
-    )
-    return SceneReport.from_dict(report)
+    return compress_scene(str(source), str(scene), config.to_dict(), dataclasses.asdict(resources), keep_work=keep_work)

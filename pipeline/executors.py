@@ -126,7 +126,7 @@ class DaskExecutor:
         waiting = iter(enumerate(jobs))
         running: dict[Any, int] = {}
         slots = _IN_FLIGHT_A_WORKER * max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
-        completed = as_completed()
+        completed = as_completed(loop=self._client.loop)
 
         def submit(count: int) -> None:
             for index, job in itertools.islice(waiting, count):

@@ -58,16 +58,10 @@ def survey_one(job: TileJob) -> None:
 def sampling_plan(run: Run) -> SamplingPlan:
     """Return the share of each tile, worked out from the survey."""
     rows = _survey(run).read_all().reshape(-1, len(_FIELDS))
-    stats = [TileStats(**dict(zip(_FIELDS, (int(row[0]), *map(float, row[1:])), strict=True))) for row in rows]
+    stats = [TileStats(int(row[0]), *row[1:].tolist()) for row in rows]
     height, width, _ = run.scene.manifest.shape
-    config = run.plan.config.sampling
     return plan_sampling(
-        stats,
-        height=height,
-        width=width,
-        count=run.plan.count,
-        variational_fraction=config.variational_fraction,
-        gradient_share=config.gradient_share,
+        stats, height=height, width=width, count=run.plan.count, config=run.plan.config.sampling
     )
 
 

@@ -18,7 +18,10 @@ NOMINAL_BYTES = 7
 """Bytes a Gaussian is taken to cost in the paper's budget."""
 
 FLAT = 1e-8
-"""Weights and maxima of weights are never taken below this: a flat area keeps a small, even weight, not 0/0."""
+"""Least sampling weight of a pixel with data, so that flat areas can be drawn, and evenly."""
+
+TINY = 1e-30
+"""Least maximum a map is divided by: where nothing changes at all, 0 stays 0."""
 
 _SHARE_BITS = 40  # shares are apportioned as integers of this many bits, so that they add up exactly
 
@@ -231,8 +234,8 @@ def share_counts(
 def _summed_weights(stats: Sequence[TileStats], *, gradient_share: float) -> _Floats:
     """Return the sum of the sampling weight over each tile, as if normalised by the scene's maxima; > 0 with data."""
     total = sum(stats, TileStats())
-    gradient = np.array([tile.gradient_sum for tile in stats]) / max(total.gradient_max, FLAT)
-    variance = np.array([tile.variance_sum for tile in stats]) / max(total.variance_max, FLAT)
+    gradient = np.array([tile.gradient_sum for tile in stats]) / max(total.gradient_max, TINY)
+    variance = np.array([tile.variance_sum for tile in stats]) / max(total.variance_max, TINY)
     floor = FLAT * np.array([tile.pixels for tile in stats])
     return np.maximum(gradient_share * gradient + (1 - gradient_share) * variance, floor)
 

@@ -1,6 +1,6 @@
 """Integers to bytes and back: short tokens compressed with zstd, the noise below them as plain bits.
 
-An integer below `_DIRECT` is a token by itself. A larger one becomes a token for its bit length and two leading bits,
+An integer below `_DIRECT` is a token by itself. A larger one becomes a token for its bit length and next bit,
 and its remaining bits are stored as they are: they are as good as random, and zstd would only lengthen them.
 """
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
 
-_DIRECT_BITS = 6
+_DIRECT_BITS = 7
 _DIRECT = 1 << _DIRECT_BITS
 _LARGEST_BITS = 52
 _LEVEL = 19
@@ -83,9 +83,9 @@ def encode_integers(values: NDArray[np.int64]) -> bytes:
     if int(offsets.max()) >> _LARGEST_BITS:
         raise ValueError(f"integers from {low} to {int(values.max())} span too much to be written")
     lengths = _bit_lengths(offsets)
-    extra = np.maximum(lengths - 3, 0) * (offsets >= _DIRECT)
+    extra = np.where(offsets < _DIRECT, 0, lengths - 2)
     tokens = np.where(
-        offsets < _DIRECT, offsets, _DIRECT + 4 * (lengths - _DIRECT_BITS - 1) + ((offsets >> extra) & 3)
+        offsets < _DIRECT, offsets, _DIRECT + 2 * (lengths - _DIRECT_BITS - 1) + ((offsets >> extra) & 1)
     )
     compressed = _compressor().compress(tokens.astype(np.uint8).tobytes())
     return varint(_zigzag(low)) + varint(len(compressed)) + compressed + pack_bits(offsets, extra)
@@ -110,10 +110,10 @@ def decode_integers(reader: ByteReader, count: int) -> NDArray[np.int64]:
         raise StoreError(f"a stream holds {len(data)} integers, {count} wanted")
     tokens = np.frombuffer(data, np.uint8).astype(np.int64)
     above = np.maximum(tokens - _DIRECT, 0)
-    extra = np.where(tokens < _DIRECT, 0, above // 4 + _DIRECT_BITS - 2)
-    if int(extra.max()) > _LARGEST_BITS - 3:
+    extra = np.where(tokens < _DIRECT, 0, above // 2 + _DIRECT_BITS - 1)
+    if int(extra.max()) > _LARGEST_BITS - 2:
         raise StoreError("a stream holds an integer that is too long")
-    leading = np.where(tokens < _DIRECT, tokens, 4 + above % 4)
+    leading = np.where(tokens < _DIRECT, tokens, 2 + above % 2)
     return low + ((leading << extra) | unpack_bits(reader, extra))
 
 
@@ -138,10 +138,8 @@ def _shifts(widths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _bit_lengths(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bits of each value, exactly: float64's exponent is right below 2^53, and values here end at 2^52."""
-    low = values & ((1 << 28) - 1)
-    high = values >> 28
-    return np.where(high > 0, 28 + np.frexp(high.astype(np.float64))[1], np.frexp(low.astype(np.float64))[1])
+    """Return the bits of each value, exactly: below 2^53 float64 holds every integer."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
 
 
 def _zigzag(value: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from smartsplat.budget import FLAT, TileStats
+from smartsplat.budget import FLAT, TINY, TileStats
 from smartsplat.gaussians import Floats
 from smartsplat.geometry import Region
 
@@ -95,8 +95,8 @@ def tile_weights(
     array([0. , 0.1, 0.1, 0.1], dtype=float32)
     """
     gradient, variance = feature_maps(pixels, weight=weight, core=core, padded=padded)
-    weights = gradient * np.float32(gradient_share / max(float(gradient.max(initial=0)), FLAT))
-    weights += variance * np.float32((1 - gradient_share) / max(float(variance.max(initial=0)), FLAT))
+    weights = gradient * np.float32(gradient_share / max(float(gradient.max(initial=0)), TINY))
+    weights += variance * np.float32((1 - gradient_share) / max(float(variance.max(initial=0)), TINY))
     np.clip(weights, FLAT, 1, out=weights)
     if weight is not None:
         weights[weight[core.slices_within(padded)] <= 0] = 0
@@ -144,17 +144,15 @@ def _framed(pixels: Floats, weight: Floats | None, *, core: Region, padded: Regi
 def _fill_maps(gradient, variance, planes, valid):  # type: ignore[no-untyped-def]
     """Write both maps. Each pixel is summed in one fixed order, whatever the frame and the number of threads."""
     bands, height, width = planes.shape[0], gradient.shape[0], gradient.shape[1]
+    zero, one = np.float32(0.0), np.float32(1.0)
     for row in prange(height):
         y = row + CONTEXT
-        norms = np.zeros(width, np.float32)
-        variances = np.zeros(width, np.float64)
-        # Columns of five pixels: how many hold data, their sum and their sum of squares.
-        counts = np.zeros(width + 2 * CONTEXT, np.float64)
-        sums = np.empty(width + 2 * CONTEXT, np.float64)
-        squares = np.empty(width + 2 * CONTEXT, np.float64)
+        norms, variances = np.zeros(width, np.float32), np.zeros(width, np.float32)
+        counts = np.zeros(width, np.float32)
         for dy in range(-CONTEXT, CONTEXT + 1):
-            for x in range(width + 2 * CONTEXT):
-                counts[x] += 1.0 if valid[y + dy, x] else 0.0
+            for dx in range(-CONTEXT, CONTEXT + 1):
+                for column in range(width):
+                    counts[column] += one if valid[y + dy, column + CONTEXT + dx] else zero
         for band in range(bands):
             plane = planes[band]
             for column in range(width):
@@ -171,20 +169,19 @@ def _fill_maps(gradient, variance, planes, valid):  # type: ignore[no-untyped-de
                 gy = (sw - nw) + (s - n) + (s - n) + (se - ne)
                 gx = (ne - nw) + (e - w) + (e - w) + (se - sw)
                 norms[column] += math.sqrt(gy * gy + gx * gx)
-            sums[:] = 0.0
-            squares[:] = 0.0
+            # Relative to the pixel itself: flat windows then have a variance of exactly 0, and faint ones keep theirs.
+            sums, squares = np.zeros(width, np.float32), np.zeros(width, np.float32)
             for dy in range(-CONTEXT, CONTEXT + 1):
-                for x in range(width + 2 * CONTEXT):
-                    value = np.float64(plane[y + dy, x]) if valid[y + dy, x] else 0.0
-                    sums[x] += value
-                    squares[x] += value * value
-            for x in range(width):
-                n = counts[x] + counts[x + 1] + counts[x + 2] + counts[x + 3] + counts[x + 4]
-                total = sums[x] + sums[x + 1] + sums[x + 2] + sums[x + 3] + sums[x + 4]
-                square = squares[x] + squares[x + 1] + squares[x + 2] + squares[x + 3] + squares[x + 4]
-                spread = (square - total * total / n) / (n - 1.0)
-                variances[x] += spread if n > 1.5 and spread > 0.0 else 0.0
+                for dx in range(-CONTEXT, CONTEXT + 1):
+                    for column in range(width):
+                        x = column + CONTEXT
+                        change = plane[y + dy, x + dx] - plane[y, x] if valid[y + dy, x + dx] else zero
+                        sums[column] += change
+                        squares[column] += change * change
+            for column in range(width):
+                spread = squares[column] - sums[column] * sums[column] / counts[column]
+                variances[column] += max(spread, zero) / max(counts[column] - one, one)
         for column in range(width):
             here = valid[y, column + CONTEXT]
-            gradient[row, column] = norms[column] * np.float32(0.125 / bands) if here else np.float32(0.0)
-            variance[row, column] = variances[column] / bands if here else 0.0
+            gradient[row, column] = norms[column] * np.float32(0.125 / bands) if here else zero
+            variance[row, column] = variances[column] * np.float32(1.0 / bands) if here else zero

@@ -119,8 +119,8 @@ def test_shares_stay_within_one_of_their_exact_part_while_no_tile_is_full(stats,
         return
     weights = [
         max(
-            g * tile.gradient_sum / max(total.gradient_max, 1e-8)
-            + (1 - g) * tile.variance_sum / max(total.variance_max, 1e-8),
+            g * tile.gradient_sum / max(total.gradient_max, 1e-30)
+            + (1 - g) * tile.variance_sum / max(total.variance_max, 1e-30),
             1e-8 * tile.pixels,
         )
         for tile in stats
@@ -181,8 +181,7 @@ def test_many_tiles_add_up():
 
 def test_plan_holds_the_shares_and_travels():
     stats = [TileStats(pixels=60, gradient_sum=6.0, gradient_max=0.5), TileStats(pixels=40, variance_max=0.25)]
-    config = SamplingConfig()
-    plan = plan_sampling(stats, height=10, width=10, count=20, config=config)
+    plan = plan_sampling(stats, height=10, width=10, count=20, config=SamplingConfig())
     assert plan.counts == tuple(share_counts(stats, count=20, **MIXTURE))
     assert plan == SamplingPlan(
         count=20, base_scale=base_scale(10, 10, 20), counts=plan.counts, gradient_max=0.5, variance_max=0.25
