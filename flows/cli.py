@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,7 +82,12 @@ def compress_command(
             from pipeline.compress import compress
 
             report = compress(source, scene, **arguments, progress=_progress()).to_dict()
-        _print_report(report, as_json=as_json)
+        if as_json:
+            _print_json(report)
+            return
+        from flows.console import print_report
+
+        print_report(report)
 
 
 @app.command()
@@ -214,7 +219,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
+def _exit_codes() -> Generator[None]:
     """End with one line and the right code: 2 for bad usage or input, 1 for work that failed."""
     try:
         yield
@@ -254,28 +259,6 @@ def _progress() -> Progress:
     from flows.console import progress_for
 
     return progress_for(sys.stderr)
-
-
-def _print_report(report: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        _print_json(report)
-        return
-    from flows.console import quality_text, size_text
-
-    height, width, bands = report["shape"]
-    raw = report["bytes"] * report["measured_ratio"]
-    nominal = "-" if report["nominal_ratio"] is None else f"{report['nominal_ratio']:g}"
-    rows = [
-        ("image", f"{height} x {width} x {bands} {report['dtype']}, {size_text(raw)}"),
-        ("scene", f"{report['scene']}, {size_text(report['bytes'])} in {report['tiles']} tiles"),
-        ("ratio asked / real", f"{nominal} / {report['measured_ratio']:.1f}"),
-        ("bits per pixel", f"{report['bits_per_pixel']:.3f}"),
-        ("Gaussians", f"{report['gaussians']} ({8 * report['bytes'] / report['gaussians']:.1f} bits each)"),
-        ("PSNR", quality_text(report["psnr"], unit="dB")),
-        ("SSIM / MS-SSIM", f"{quality_text(report['ssim'])} / {quality_text(report['ms_ssim'])}"),
-    ]
-    rows += [(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in report["seconds"].items()]
-    _print_rows("done" if report["seconds"] else "finished before: nothing to do", rows)
 
 
 def _print_values(title: str, values: dict[str, Any], *, as_json: bool) -> None:

@@ -41,9 +41,7 @@ def compress_scene(
     -------
     See `SceneReport.to_dict`.
     """
-    preparation = prepare(
-        source, Path(scene), config=SceneConfig.from_dict(config), resources=Resources(**resources)
-    )
+    preparation = prepare(source, Path(scene), config=SceneConfig.from_dict(config), resources=Resources(**resources))
     seconds: dict[str, float] = {}
     if not preparation.finished:
         with preparation.executor() as executor:

@@ -31,16 +31,19 @@ class BarProgress:
             console=console,
         )
         self._task: TaskID | None = None
+        self._note = ""
 
     def start(self, stage: str, *, total: int, done: int) -> None:
         """Show a new bar."""
         self._bars.start()
+        self._note = ""
         self._task = self._bars.add_task(stage, total=total, completed=done, note="")
 
     def advance(self, note: str = "", *, jobs: int = 1) -> None:
         """Move the bar."""
         if self._task is not None:
-            self._bars.update(self._task, advance=jobs, **({"note": note} if note else {}))
+            self._note = note or self._note
+            self._bars.update(self._task, advance=jobs, note=self._note)
 
     def finish(self) -> None:
         """Leave the bar as it is."""
@@ -105,6 +108,24 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.0f} bytes"
 
 
-def quality_text(value: float | None, *, unit: str = "") -> str:
-    """Return a quality as people read it: None is a PSNR without error, or an SSIM without a window."""
-    return "-" if value is None else f"{value:.2f} {unit}".rstrip() if unit else f"{value:.4f}"
+def print_report(report: dict[str, Any]) -> None:
+    """Print what came of a run, as `pipeline.compress.SceneReport.to_dict` gives it."""
+    height, width, bands = report["shape"]
+    raw = report["bytes"] * report["measured_ratio"]
+    nominal = "-" if report["nominal_ratio"] is None else f"{report['nominal_ratio']:g}"
+    rows = [
+        ("image", f"{height} x {width} x {bands} {report['dtype']}, {size_text(raw)}"),
+        ("scene", f"{report['scene']}, {size_text(report['bytes'])} in {report['tiles']} tiles"),
+        ("ratio asked / real", f"{nominal} / {report['measured_ratio']:.1f}"),
+        ("bits per pixel", f"{report['bits_per_pixel']:.3f}"),
+        ("Gaussians", f"{report['gaussians']} ({8 * report['bytes'] / report['gaussians']:.1f} bits each)"),
+        ("PSNR", _quality_text(report["psnr"], decimals=2, unit=" dB")),
+        ("SSIM / MS-SSIM", f"{_quality_text(report['ssim'])} / {_quality_text(report['ms_ssim'])}"),
+    ]
+    rows += [(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in report["seconds"].items()]
+    print_table("done" if report["seconds"] else "finished before: nothing to do", rows)
+
+
+def _quality_text(value: float | None, *, decimals: int = 4, unit: str = "") -> str:
+    """Return a quality as people read it; None is the PSNR of an exact image, or an SSIM without a window."""
+    return "-" if value is None else f"{value:.{decimals}f}{unit}"

@@ -42,7 +42,7 @@ def measure_rates(run: Run) -> None:
             [tile_job(run, tile) for tile in missing],
             executor=run.executor,
             progress=run.progress,
-            record_failures=lambda failures: run.record_failures("rate", failures),
+            record_failures=lambda failures: run.scene.record_failures("rate", failures),
             stage="rate",
             done=len(run.scene.grid) - len(missing),
         )
@@ -96,7 +96,7 @@ def encode(run: Run) -> None:
             [ShardJob(plan=run.plan, path=str(scene.path), where=where, factor=factor) for where in missing],
             executor=run.executor,
             progress=run.progress,
-            record_failures=lambda failures: run.record_failures("encode", failures),
+            record_failures=lambda failures: run.scene.record_failures("encode", failures),
             stage="encode",
             done=len(shards) - len(missing),
         )
@@ -177,4 +177,3 @@ def _final_state(work: zarr.Group, plan: ScenePlan, scene: Scene) -> SweepState:
 
 def _steps(plan: ScenePlan, factor: float) -> Steps:
     return Steps.from_config(plan.config.codec, base_scale=plan.base_scale, factor=factor)
-

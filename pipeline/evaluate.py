@@ -57,7 +57,7 @@ def score_scene(run: Run) -> None:
         [ScoreJob(path=str(run.scene.path), core=pieces.core(piece), engine=run.engine) for piece in pieces],
         executor=run.executor,
         progress=run.progress,
-        record_failures=lambda failures: run.record_failures("evaluate", failures),
+        record_failures=lambda failures: run.scene.record_failures("evaluate", failures),
         stage="evaluate",
     )
     total = sum(sums, ErrorSums.zero(run.scene.bands))

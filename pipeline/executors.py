@@ -57,9 +57,10 @@ class SerialExecutor:
         self._threads = threads
 
     def __enter__(self) -> Self:
-        import numba
+        from numba import set_num_threads
+        from numba.core import config
 
-        numba.set_num_threads(max(1, min(self._threads, numba.config.NUMBA_NUM_THREADS)))
+        set_num_threads(min(self._threads, vars(config)["NUMBA_NUM_THREADS"]))  # its limit, set when it was imported
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -106,7 +107,7 @@ class DaskExecutor:
                         threads_per_worker=1,
                         processes=True,
                         host="127.0.0.1",
-                        dashboard_address=None,
+                        dashboard_address="",
                         memory_limit=None,
                         silence_logs=logging.ERROR,
                         env=dict.fromkeys(_THREAD_VARIABLES, "1"),

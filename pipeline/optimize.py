@@ -38,7 +38,7 @@ def fit_phase(run: Run, sweep: int, color: int) -> None:
             [tile_job(run, tile, sweep=sweep) for tile in missing],
             executor=run.executor,
             progress=run.progress,
-            record_failures=lambda failures: run.record_failures(stage, failures),
+            record_failures=lambda failures: run.scene.record_failures(stage, failures),
             stage=stage,
             done=len(tiles) - len(missing),
             note=_psnr_note,
@@ -85,9 +85,7 @@ def _open_sweep(run: Run, sweep: int) -> SweepState:
     work, grid = run.scene.work(writable=True), run.scene.grid
     earlier = SweepState.open(work, sweep - 1, grid=grid)
     with disk_errors(run.scene.path):
-        return SweepState.open_or_create(
-            work, sweep, grid=grid, capacity=earlier.rows.shape[2], bands=run.scene.bands
-        )
+        return SweepState.open_or_create(work, sweep, grid=grid, capacity=earlier.rows.shape[2], bands=run.scene.bands)
 
 
 def _input(states: dict[int, SweepState], job: TileJob, neighbor: TileId) -> Gaussians:
@@ -98,8 +96,6 @@ def _psnr_note(report: FitReport) -> str:
     if report.squared_error <= 0 or report.weight <= 0:
         return ""
     return f"{-10 * math.log10(report.squared_error / report.weight):.1f} dB"
-
-
 
 
 assert {field.name for field in dataclasses.fields(FitReport)} == set(REPORT_FIELDS)

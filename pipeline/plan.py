@@ -218,8 +218,8 @@ def count_for_budget(source: SourceInfo, grid: TileGrid, *, byte_budget: int) ->
         highest = source.raw_bytes * FILL_AIM / least
         way_out = f"use --ratio {highest:.3g} or lower" if highest > 1 else "the image is too small for any ratio"
         raise BudgetError(
-            f"{source.path}: ratio {source.raw_bytes / max(byte_budget, 1):.6g} allows {byte_budget} bytes, and a scene "
-            f"of {len(grid)} tiles takes {fixed_bytes(grid)} before its first Gaussian; {way_out}"
+            f"{source.path}: ratio {source.raw_bytes / max(byte_budget, 1):.6g} allows {byte_budget} bytes, and a "
+            f"scene of {len(grid)} tiles takes {fixed_bytes(grid)} before its first Gaussian; {way_out}"
         )
     return min(count, source.height * source.width)
 

@@ -44,12 +44,6 @@ class Run:
             raise StoreError(f"{self.scene.path}: the image is not staged yet")
         return self.scene.manifest.normalization
 
-    def record_failures(self, stage: str, failures: dict[str, str]) -> None:
-        """Keep which jobs of `stage` failed and why, for `smartsplat status`."""
-        work = self.scene.work(writable=True)
-        kept = {name: jobs for name, jobs in dict(work.attrs).get("failures", {}).items() if name != stage}
-        work.attrs["failures"] = kept | ({stage: failures} if failures else {})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileJob:
@@ -99,6 +93,4 @@ def tile_job(run: Run, tile: TileId, *, count: int = 0, sweep: int = 0) -> TileJ
 def read_target(pixels: PixelStore, normalization: Normalization, *, core: Region, padded: Region) -> TileTarget:
     """Return the pixels of `padded` as a tile is sampled from and fitted to: normalised, and weighted."""
     stored = pixels.read(padded)
-    return TileTarget(
-        pixels=normalization.to_values(stored), weight=pixel_weight(stored), core=core, padded=padded
-    )
+    return TileTarget(pixels=normalization.to_values(stored), weight=pixel_weight(stored), core=core, padded=padded)

@@ -28,7 +28,11 @@ def survey(run: Run) -> None:
     work, grid = run.scene.work(writable=True), run.scene.grid
     with disk_errors(run.scene.path):
         fresh = "survey" not in work
-        ledger = Ledger.create(work, "survey", jobs=grid.shape, fields=len(_FIELDS)) if fresh else Ledger.open(work, "survey")
+        ledger = (
+            Ledger.create(work, "survey", jobs=grid.shape, fields=len(_FIELDS))
+            if fresh
+            else Ledger.open(work, "survey")
+        )
     done = ledger.done()
     missing = [tile for tile in grid if not done[tile.row, tile.col]]
     if missing:
@@ -37,7 +41,7 @@ def survey(run: Run) -> None:
             [tile_job(run, tile) for tile in missing],
             executor=run.executor,
             progress=run.progress,
-            record_failures=lambda failures: run.record_failures("survey", failures),
+            record_failures=lambda failures: run.scene.record_failures("survey", failures),
             stage="survey",
             done=len(grid) - len(missing),
         )
@@ -58,11 +62,9 @@ def survey_one(job: TileJob) -> None:
 def sampling_plan(run: Run) -> SamplingPlan:
     """Return the share of each tile, worked out from the survey."""
     rows = _survey(run).read_all().reshape(-1, len(_FIELDS))
-    stats = [TileStats(int(row[0]), *row[1:].tolist()) for row in rows]
+    stats = [TileStats(pixels=int(row[0]), **dict(zip(_FIELDS[1:], row[1:].tolist(), strict=True))) for row in rows]
     height, width, _ = run.scene.manifest.shape
-    return plan_sampling(
-        stats, height=height, width=width, count=run.plan.count, config=run.plan.config.sampling
-    )
+    return plan_sampling(stats, height=height, width=width, count=run.plan.count, config=run.plan.config.sampling)
 
 
 def sample(run: Run) -> None:
@@ -84,7 +86,7 @@ def sample(run: Run) -> None:
             missing,
             executor=run.executor,
             progress=run.progress,
-            record_failures=lambda failures: run.record_failures("sample", failures),
+            record_failures=lambda failures: run.scene.record_failures("sample", failures),
             stage="sample",
             done=len(scene.grid) - len(missing),
         )

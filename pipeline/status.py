@@ -34,8 +34,7 @@ def status(path: Path) -> dict[str, Any]:
         return {"scene": str(path), "complete": True, "stages": [], "tiles": tiles}
     if not scene.has_work:
         raise StoreError(f"{path}: unfinished, and its working data is gone; delete it and compress again")
-    work = scene.work()
-    failures: dict[str, dict[str, str]] = dict(work.attrs).get("failures", {})
+    failures = scene.failures()
     encoded = _done(scene, "encoded", scene.grid.shape)
     failed = {tile: reason for jobs in failures.values() for tile, reason in jobs.items()}
     missing = [str(tile) for tile in scene.grid if not encoded[tile.row, tile.col] and f"tile {tile}" not in failed]

@@ -162,9 +162,12 @@ class SceneConfig:
         ConfigError
             If a name is unknown or a value out of range.
         """
-        parts = {"sampling": SamplingConfig, "fit": FitConfig, "codec": CodecConfig}
+        parts: dict[str, Any] = {"sampling": SamplingConfig, "fit": FitConfig, "codec": CodecConfig}
         try:
-            return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
+            known: dict[str, Any] = {
+                name: parts[name](**value) if name in parts else value for name, value in values.items()
+            }
+            return cls(**known)
         except TypeError as error:
             raise ConfigError(f"settings do not fit this version: {error}") from error
 

@@ -43,8 +43,12 @@ class Gaussians:
     Examples
     --------
     >>> import numpy as np
-    >>> one = Gaussians(means=np.array([[4.0, 6.0]]), scales=np.array([[2.0, 1.0]]), rotations=np.zeros(1),
-    ...                 colors=np.array([[1.0, 0.5, 0.0]]))
+    >>> one = Gaussians(
+    ...     means=np.array([[4.0, 6.0]]),
+    ...     scales=np.array([[2.0, 1.0]]),
+    ...     rotations=np.zeros(1),
+    ...     colors=np.array([[1.0, 0.5, 0.0]]),
+    ... )
     >>> len(one), one.bands
     (1, 3)
     """

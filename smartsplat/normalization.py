@@ -62,5 +62,5 @@ def pixel_weight(pixels: NDArray) -> Floats | None:
     """
     if pixels.dtype.kind != "f":
         return None
-    finite = np.isfinite(pixels).all(axis=2)
+    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(pixels), axis=2)
     return None if finite.all() else finite.astype(np.float32)

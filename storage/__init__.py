@@ -1,0 +1,1 @@
+"""Bytes and arrays: image files, staged pixels, working state, scenes. No computation."""

@@ -64,16 +64,16 @@ class GaussiansCodec(ArrayBytesCodec):
         """Raise: the size follows from the content."""
         raise NotImplementedError
 
-    async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
-        rows = np.asarray(chunk_array.as_numpy_array()).reshape(chunk_spec.shape[-2:])
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+        rows = np.asarray(chunk_data.as_numpy_array()).reshape(chunk_spec.shape[-2:])
         gaussians = Gaussians.from_rows(rows[~np.isnan(rows[:, 0])])
         return chunk_spec.prototype.buffer.from_bytes(encode_tile(gaussians, self.steps))
 
-    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         capacity, parameters = chunk_spec.shape[-2:]
         bands = parameters - GEOMETRY_PARAMETERS
-        gaussians = decode_tile(chunk_bytes.to_bytes(), self.steps, bands=bands, max_count=capacity)
-        rows = np.full(chunk_spec.shape, np.nan, np.float32)
+        gaussians = decode_tile(chunk_data.to_bytes(), self.steps, bands=bands, max_count=capacity)
+        rows: Any = np.full(chunk_spec.shape, np.nan, np.float32)
         rows[..., : len(gaussians), :] = gaussians.to_rows()
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(rows)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import BaseZarrError
 from zarr.storage import LocalStore
 
 from smartsplat.errors import StorageFullError, StoreError
@@ -17,11 +18,11 @@ from smartsplat.errors import StorageFullError, StoreError
 CHECKED = (ZstdCodec(level=1), Crc32cCodec())
 """Compression of working data: fast, and a flipped bit is noticed."""
 
-_FLAT_KEYS = {"name": "default", "separator": "."}
+_FLAT_KEYS: Any = {"name": "default", "separator": "."}
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path | str) -> Iterator[None]:
+def disk_errors(path: Path | str) -> Generator[None]:
     """Turn a full disk, and a place that cannot be written, into errors that say what to do."""
     try:
         yield
@@ -56,7 +57,7 @@ def open_group(path: Path, *, writable: bool = False) -> zarr.Group:
         raise StoreError(f"{path}: exists and is not a scene (it has no zarr.json)")
     try:
         return zarr.open_group(LocalStore(path), mode="r+" if writable else "r", zarr_format=3, use_consolidated=False)
-    except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+    except (ValueError, KeyError, TypeError, BaseZarrError) as error:
         raise StoreError(f"{path}: its metadata is damaged ({' '.join(str(error).split())})") from error
 
 
@@ -66,16 +67,14 @@ def create_array(group: zarr.Group, name: str, **settings: Any) -> zarr.Array:
     A chunk left out for being empty could not be told from one that was lost.
     """
     with compact_metadata():
-        return group.create_array(
-            name, chunk_key_encoding=_FLAT_KEYS, config={"write_empty_chunks": True}, **settings
-        )
+        return group.create_array(name, chunk_key_encoding=_FLAT_KEYS, config={"write_empty_chunks": True}, **settings)
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array:
     """Return an existing array; raise `StoreError` if it is missing or its metadata is damaged."""
     try:
         array = group[name]
-    except (ValueError, KeyError, TypeError, zarr.errors.BaseZarrError) as error:
+    except (ValueError, KeyError, TypeError, BaseZarrError) as error:
         where = f"{group.store_path}/{name}".removeprefix("file://")
         raise StoreError(f"{where}: array missing or damaged ({' '.join(str(error).split())})") from error
     if not isinstance(array, zarr.Array):
@@ -84,7 +83,7 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
 
 
 @contextlib.contextmanager
-def compact_metadata() -> Iterator[None]:
+def compact_metadata() -> Generator[None]:
     """Write JSON metadata without indentation: in a small scene its bytes count."""
     with zarr.config.set({"json_indent": None}):
         yield

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -205,6 +205,18 @@ class Scene:
     def work(self, *, writable: bool = False) -> zarr.Group:
         """Return the group of working data."""
         return open_group(self.path / _WORK, writable=writable)
+
+    def failures(self) -> dict[str, dict[str, str]]:
+        """Return which jobs failed in the latest run of each unfinished stage, and why."""
+        return cast("dict[str, dict[str, str]]", self.work().attrs.get("failures", {}))
+
+    def record_failures(self, stage: str, failures: dict[str, str]) -> None:
+        """Keep which jobs of `stage` failed and why; none forgets those of an earlier run."""
+        kept = {name: jobs for name, jobs in self.failures().items() if name != stage}
+        found = kept | ({stage: failures} if failures else {})
+        if found != self.failures():
+            with disk_errors(self.path):
+                self.work(writable=True).attrs["failures"] = cast("Any", found)
 
     def discard_work(self) -> None:
         """Delete the working data."""

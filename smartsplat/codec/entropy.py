@@ -84,9 +84,7 @@ def encode_integers(values: NDArray[np.int64]) -> bytes:
         raise ValueError(f"integers from {low} to {int(values.max())} span too much to be written")
     lengths = _bit_lengths(offsets)
     extra = np.where(offsets < _DIRECT, 0, lengths - 2)
-    tokens = np.where(
-        offsets < _DIRECT, offsets, _DIRECT + 2 * (lengths - _DIRECT_BITS - 1) + ((offsets >> extra) & 1)
-    )
+    tokens = np.where(offsets < _DIRECT, offsets, _DIRECT + 2 * (lengths - _DIRECT_BITS - 1) + ((offsets >> extra) & 1))
     compressed = _compressor().compress(tokens.astype(np.uint8).tobytes())
     return varint(_zigzag(low)) + varint(len(compressed)) + compressed + pack_bits(offsets, extra)
 

@@ -25,8 +25,12 @@ def encode_tile(gaussians: Gaussians, steps: Steps) -> bytes:
     --------
     >>> import numpy as np
     >>> steps = Steps(mean=0.25, area=0.1, aspect=0.2, rotation=0.25, color=0.02, base_scale=2.0)
-    >>> one = Gaussians(means=np.array([[3.1, 7.9]]), scales=np.array([[2.0, 2.0]]), rotations=np.zeros(1),
-    ...                 colors=np.array([[0.5, 0.25, 0.125]]))
+    >>> one = Gaussians(
+    ...     means=np.array([[3.1, 7.9]]),
+    ...     scales=np.array([[2.0, 2.0]]),
+    ...     rotations=np.zeros(1),
+    ...     colors=np.array([[0.5, 0.25, 0.125]]),
+    ... )
     >>> decoded = decode_tile(encode_tile(one, steps), steps, bands=3, max_count=10)
     >>> decoded.means.tolist()
     [[3.125, 7.875]]

@@ -153,7 +153,8 @@ def _adam(
             moment += (1 - decay) * value
         correction = math.sqrt(1 - _DECAYS[1] ** (step + 1)) / (1 - _DECAYS[0] ** (step + 1))
         decay = _cosine((sweep - 1 + step / config.steps) / config.sweeps)
-        rows = rows - np.float32(decay * correction) * rates * units * first / (np.sqrt(second) + _TINY)
+        move = np.float32(decay * correction) * rates * units * first / (np.sqrt(second) + _TINY)
+        rows = (rows - move).astype(np.float32)
         _confine(rows, core=target.core, scales=(config.min_scale, max_scale))
     return best
 
@@ -182,9 +183,7 @@ def _confine(rows: Floats, *, core: Region, scales: tuple[float, float]) -> None
     np.clip(rows[:, 2:4], np.float32(scales[0]), np.float32(scales[1]), out=rows[:, 2:4])
 
 
-def _report(
-    best: Gaussians, residual: Floats, *, target: TileTarget, losses: tuple[float, float]
-) -> FitReport:
+def _report(best: Gaussians, residual: Floats, *, target: TileTarget, losses: tuple[float, float]) -> FitReport:
     inner = target.core.slices_within(target.padded)
     error = np.square(residual[inner]).sum(axis=2, dtype=np.float64)
     weight = np.ones(error.shape) if target.weight is None else target.weight[inner]

@@ -43,8 +43,8 @@ _inline: Any = njit(inline="always", fastmath={"contract"}, error_model="numpy")
 def _weight(exponent):  # type: ignore[no-untyped-def]
     """Return ``2^-exponent`` within the footprint, 0 outside.
 
-    ``2^-t`` on [0, 1] by a minimax polynomial of degree 5 (relative error 8e-8), squared three times: ``2^-8t``. The footprint ends
-    before 8, so no other range is needed, and no bit tricks that a compiler may undo.
+    ``2^-t`` on [0, 1] by a minimax polynomial of degree 5 (relative error 8e-8), squared three times: ``2^-8t``. The
+    footprint ends before 8, so no other range is needed, and no bit tricks that a compiler may undo.
     """
     t = min(exponent, np.float32(8.0)) * np.float32(0.125)
     p = np.float32(-0.00093878835) * t + np.float32(0.009188612)

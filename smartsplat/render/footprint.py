@@ -37,8 +37,9 @@ def half_extents(gaussians: Gaussians) -> NDArray[np.float64]:
     Examples
     --------
     >>> import numpy as np
-    >>> one = Gaussians(means=np.zeros((1, 2)), scales=np.array([[3.0, 1.0]]), rotations=np.zeros(1),
-    ...                 colors=np.ones((1, 1)))
+    >>> one = Gaussians(
+    ...     means=np.zeros((1, 2)), scales=np.array([[3.0, 1.0]]), rotations=np.zeros(1), colors=np.ones((1, 1))
+    ... )
     >>> half_extents(one).round(2)
     array([[9.99, 3.33]])
     """
@@ -53,8 +54,9 @@ def reach_beyond(gaussians: Gaussians, *, height: int, width: int) -> int:
     Examples
     --------
     >>> import numpy as np
-    >>> one = Gaussians(means=np.array([[5.0, 1.0]]), scales=np.ones((1, 2)), rotations=np.zeros(1),
-    ...                 colors=np.ones((1, 1)))
+    >>> one = Gaussians(
+    ...     means=np.array([[5.0, 1.0]]), scales=np.ones((1, 2)), rotations=np.zeros(1), colors=np.ones((1, 1))
+    ... )
     >>> reach_beyond(one, height=10, width=10)
     3
     """

@@ -85,8 +85,9 @@ def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], G
     Examples
     --------
     >>> import numpy as np
-    >>> one = Gaussians(means=np.array([[8.0, 8.0]]), scales=np.full((1, 2), 4.0), rotations=np.zeros(1),
-    ...                 colors=np.ones((1, 1)))
+    >>> one = Gaussians(
+    ...     means=np.array([[8.0, 8.0]]), scales=np.full((1, 2), 4.0), rotations=np.zeros(1), colors=np.ones((1, 1))
+    ... )
     >>> means, seen = resample(one, 0.25)
     >>> means.tolist(), seen.scales.round(3).tolist(), seen.colors.round(3).tolist()
     ([[2.0, 2.0]], [[1.038, 1.038]], [[0.928]])
@@ -111,7 +112,8 @@ def _pack_one(gaussians: Gaussians, region: Region, *, scale: float, start: int)
     means, seen = resample(gaussians, scale)
     means -= region.origin
     extents = half_extents(seen)
-    meets = ((means + extents > 0) & (means - extents < region.shape)).all(axis=1)
+    inside = (means + extents > 0) & (means - extents < region.shape)
+    meets: NDArray[np.bool_] = np.logical_and.reduce(inside, axis=1)
     if not meets.all():
         means, seen, extents = means[meets], seen.select(meets), extents[meets]
     # A mean far outside belongs to a footprint that misses the region, so what is left fits int32.

@@ -34,8 +34,9 @@ def render(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, scale:
     Examples
     --------
     >>> import numpy as np
-    >>> one = Gaussians(means=np.array([[0.5, 0.5]]), scales=np.ones((1, 2)), rotations=np.zeros(1),
-    ...                 colors=np.ones((1, 1)))
+    >>> one = Gaussians(
+    ...     means=np.array([[0.5, 0.5]]), scales=np.ones((1, 2)), rotations=np.zeros(1), colors=np.ones((1, 1))
+    ... )
     >>> render(one, Region(y0=0, y1=1, x0=0, x1=2))[0, :, 0].round(4)
     array([1.    , 0.6065])
     """
