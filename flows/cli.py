@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -265,7 +265,7 @@ def _print_values(title: str, values: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(values)
     else:
-        _print_rows(title, [(name.replace("_", " "), _value_text(value)) for name, value in values.items()])
+        _print_rows(title, [(name.replace("_", " "), _value_text(name, value)) for name, value in values.items()])
 
 
 def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
@@ -278,14 +278,19 @@ def _print_json(values: dict[str, Any]) -> None:
     print(json.dumps(values, allow_nan=False))
 
 
-def _value_text(value: Any) -> str:
+def _value_text(name: str, value: Any) -> str:
+    from flows.console import size_text
+
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
+        parts = cast("dict[str, Any]", value)
+        return ", ".join(f"{key} {_value_text(key, part)}" for key, part in parts.items())
     if isinstance(value, list):
-        return " x ".join(str(part) for part in value)
-    if isinstance(value, float):
-        return f"{value:.4f}".rstrip("0").rstrip(".")
-    return "-" if value is None else str(value)
+        return " x ".join(map(str, cast("list[Any]", value)))
+    if value is None:
+        return "-"
+    if name.endswith(("bytes", "budget")):
+        return size_text(value)
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def _stage_text(stage: dict[str, Any]) -> str:

@@ -14,12 +14,13 @@ from pipeline import encode, evaluate, ingest, optimize, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
 from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
+from pipeline.recheck import recheck
 from pipeline.run import Run
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError, SourceError, StoreError
 from smartsplat.geometry import PHASES_PER_SWEEP
 from smartsplat.render import resolve_engine
-from storage.groups import disk_errors, sweep_partials
+from storage.groups import disk_errors
 from storage.scene import Manifest, Scene
 from storage.source import SourceInfo, read_info
 
@@ -211,8 +212,8 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
     """Return what there is to do, in order; makes the scene, or sweeps up after a killed run."""
     plan = preparation.plan
     if preparation.exists:
-        sweep_partials(preparation.path)
         scene = Scene.open(preparation.path, writable=True)
+        recheck(scene)
     else:
         scene = Scene.create(preparation.path, _manifest(plan))
     run = Run(scene=scene, plan=plan, executor=executor, progress=progress, engine=preparation.resources.engine)

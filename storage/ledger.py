@@ -48,6 +48,10 @@ class Ledger:
         """Record the row, or the block of rows, at `index`."""
         self._array[index] = values
 
+    def strike(self, index: tuple[int | slice, ...]) -> None:
+        """Take back the row, or the block of rows, at `index`: the job is to be done again."""
+        self._array[index] = math.nan
+
     def read(self, index: tuple[int, ...]) -> NDArray[np.float64]:
         """Return the row at `index`; raise `StoreError` if it was never written."""
         row = np.asarray(self._array[index])

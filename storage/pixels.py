@@ -49,6 +49,7 @@ class PixelStore:
             shards=(STRIP_HEIGHT, -(-width // _CHUNK) * _CHUNK, bands),
             compressors=(BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"), Crc32cCodec()),
             fill_value=0,
+            overwrite=True,
         )
         return cls(array, Ledger.create(group, "strips", jobs=(-(-height // STRIP_HEIGHT),), fields=_FIELDS))
 
@@ -75,6 +76,19 @@ class PixelStore:
         finite = pixels if pixels.dtype.kind != "f" else pixels[np.isfinite(pixels)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
         self._strips.write((index,), np.array([low, high]))
+
+    def recheck(self) -> int:
+        """Strike out finished strips that do not read back; return how many."""
+        height, width, _ = self.shape
+        struck = 0
+        for index in np.flatnonzero(self.strips_done()).tolist():
+            y0 = index * STRIP_HEIGHT
+            try:
+                self.read(Region(y0=y0, y1=min(y0 + STRIP_HEIGHT, height), x0=0, x1=width))
+            except StoreError:
+                self._strips.strike((index,))
+                struck += 1
+        return struck
 
     def strips_done(self) -> NDArray[np.bool_]:
         """Return which strips are complete."""

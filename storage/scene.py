@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,11 +158,21 @@ class Scene:
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> Scene:
-        """Return a new, unfinished scene with its working group; `path` must not exist."""
-        with disk_errors(path):
-            group = create_group(path, manifest.to_attributes())
-            create_group(path / _WORK, {})
-        return cls(path, group, manifest)
+        """Return a new, unfinished scene with its working group; `path` must not exist.
+
+        It is made under another name and then renamed: a kill leaves a whole scene or none.
+        """
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with disk_errors(path):
+                create_group(partial, manifest.to_attributes())
+                create_group(partial / _WORK, {})
+                partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls.open(path, writable=True)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Scene:

@@ -75,6 +75,19 @@ class SweepState:
         self.rows[tile.row, tile.col] = rows
         self.reports.write((tile.row, tile.col), report)
 
+    def recheck(self) -> int:
+        """Strike out finished tiles that do not read back; return how many."""
+        struck = 0
+        done = self.reports.done()
+        for tile in self.grid:
+            if done[tile.row, tile.col]:
+                try:
+                    self.read(tile)
+                except StoreError:
+                    self.reports.strike((tile.row, tile.col))
+                    struck += 1
+        return struck
+
     def read(self, tile: TileId) -> Gaussians:
         """Return a tile's Gaussians, means relative to its core.
 

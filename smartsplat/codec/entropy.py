@@ -100,10 +100,7 @@ def decode_integers(reader: ByteReader, count: int) -> NDArray[np.int64]:
     low = _unzigzag(reader.varint())
     if abs(low) >> _LARGEST_BITS:
         raise StoreError(f"the stream's lowest integer, {low}, is out of range")
-    try:
-        data = _decompressor().decompress(reader.take(reader.varint()), max_output_size=count)
-    except zstandard.ZstdError as error:
-        raise StoreError(f"a stream does not decompress: {error}") from error
+    data = _decompress(reader.take(reader.varint()), count)
     if len(data) != count:
         raise StoreError(f"a stream holds {len(data)} integers, {count} wanted")
     tokens = np.frombuffer(data, np.uint8).astype(np.int64)
@@ -154,6 +151,17 @@ def _compressor() -> zstandard.ZstdCompressor:
         _LEVEL, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False
     )
     return zstandard.ZstdCompressor(compression_params=parameters)
+
+
+def _decompress(data: bytes, count: int) -> bytes:
+    try:
+        claimed = zstandard.get_frame_parameters(data, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
+        # A frame that states its size would get that much memory, whatever the limit given here.
+        if claimed not in (count, zstandard.CONTENTSIZE_UNKNOWN):
+            raise StoreError(f"a stream claims {claimed} integers, {count} wanted")
+        return _decompressor().decompress(data, max_output_size=count)
+    except zstandard.ZstdError as error:
+        raise StoreError(f"a stream does not decompress: {error}") from error
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

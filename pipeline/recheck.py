@@ -1,0 +1,56 @@
+"""What a resumed run believes: only what reads back. The rest is struck out of the ledgers, and done again."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smartsplat.errors import StoreError
+from smartsplat.geometry import TileId
+from storage.groups import sweep_partials
+from storage.ledger import Ledger
+from storage.pixels import PixelStore
+from storage.scene import Scene
+from storage.state import SweepState
+
+logger = logging.getLogger(__name__)
+
+
+def recheck(scene: Scene) -> None:
+    """Sweep up after a killed run, and strike out what is damaged: strips, tiles of any sweep, shards.
+
+    A job's inputs are fixed by its place in the schedule, so redoing it gives what the first attempt gave, and what was
+    made from that stays valid.
+    """
+    sweep_partials(scene.path)
+    work = scene.work(writable=True)
+    struck = PixelStore.open(work).recheck() if "strips" in work else 0
+    for sweep in range(scene.manifest.config.fit.sweeps + 1):
+        if f"state-{sweep}-reports" in work:
+            struck += SweepState.open(work, sweep, grid=scene.grid).recheck()
+    if "encoded" in work:
+        struck += _recheck_shards(scene, Ledger.open(work, "encoded"))
+    if struck:
+        logger.warning("%s: %d damaged pieces of an earlier run are done again", scene.path, struck)
+
+
+def _recheck_shards(scene: Scene, ledger: Ledger) -> int:
+    rows = ledger.read_all()
+    struck = 0
+    for where in scene.shards():
+        if not np.isnan(rows[where]).any() and not _reads_back(scene, where, rows):
+            ledger.strike(where)
+            struck += 1
+    return struck
+
+
+def _reads_back(scene: Scene, where: tuple[slice, slice], rows: NDArray[np.float64]) -> bool:
+    try:
+        for row in range(where[0].start, where[0].stop):
+            for col in range(where[1].start, where[1].stop):
+                scene.read_tile(TileId(row, col), count=int(rows[row, col, 0]))
+    except StoreError:
+        return False
+    return True
