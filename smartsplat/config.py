@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,14 @@ from smartsplat.errors import ConfigError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _whole_to_float(config: SamplingConfig | FitConfig | CodecConfig) -> None:
+    """Make 1 and 1.0 the same setting: equal settings must have equal digests."""
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.type == "float" and isinstance(value, int):
+            object.__setattr__(config, each.name, float(value))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +44,7 @@ class SamplingConfig:
     nearest: int = 3
 
     def __post_init__(self) -> None:
+        _whole_to_float(self)
         _require(0 <= self.variational_fraction <= 1, f"variational_fraction {self.variational_fraction} not in [0, 1]")
         _require(0 <= self.gradient_share <= 1, f"gradient_share {self.gradient_share} not in [0, 1]")
         _require(self.nearest >= 1, f"nearest {self.nearest} must be at least 1")
@@ -69,10 +79,14 @@ class FitConfig:
     min_scale: float = 0.35
 
     def __post_init__(self) -> None:
+        _whole_to_float(self)
         _require(self.sweeps >= 1, f"sweeps {self.sweeps} must be at least 1")
         _require(self.color_iterations >= 0, f"color_iterations {self.color_iterations} must not be negative")
         _require(self.steps >= 0, f"steps {self.steps} must not be negative")
-        _require(self.min_scale > 0, f"min_scale {self.min_scale} must be positive")
+        for name in ("mean_rate", "scale_rate", "rotation_rate", "color_rate"):
+            rate = getattr(self, name)
+            _require(0 <= rate < math.inf, f"{name} {rate} must be finite and not negative")
+        _require(0 < self.min_scale < math.inf, f"min_scale {self.min_scale} must be positive and finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +112,7 @@ class CodecConfig:
     color_step: float = 0.06
 
     def __post_init__(self) -> None:
+        _whole_to_float(self)
         for name, value in dataclasses.asdict(self).items():
             _require(0 < value < 10, f"{name} {value} must be positive and below 10")
 

@@ -1,8 +1,8 @@
 """The CPU engine: exact, deterministic, parallel over bands of rows or over Gaussians (numba).
 
 A Gaussian is drawn in vertical strips `LANES` columns wide that start at its own left edge; in each strip the rows its
-ellipse crosses follow in closed form, so nearly every evaluated pixel lies in the footprint and the inner loop has a
-constant length, which the compiler turns into vector instructions. Images are planar while worked on, with `LANES`
+ellipse crosses follow in closed form, so most evaluated pixels lie in the footprint, and each row of a strip is one set
+of vector instructions (`lanes`). Images are planar while worked on, with `LANES`
 spare columns on both sides so that a strip never needs cutting.
 
 No two threads write the same pixel or the same Gaussian and every sum has a fixed order, so the bits do not depend on
@@ -24,12 +24,21 @@ from numpy.typing import NDArray
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.footprint import CUTOFF
+from smartsplat.render.lanes import (
+    LANES,
+    add_changed,
+    add_moments,
+    add_pull,
+    add_weighted,
+    clear_pull,
+    evaluate,
+    lane_sum,
+    log_changes,
+)
 from smartsplat.render.packing import LOG2_SCALE, PackedGaussians, pack
 
-LANES = 16
 BAND_ROWS = 64
 _GAUSSIANS_A_TASK = 32
-_LOG2_CUT = np.float32(math.log2(255))
 _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in float32
 
 # `contract` lets a multiply and an add become one instruction; the constant loop length keeps that the same for every
@@ -37,25 +46,6 @@ _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in fl
 _jit: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy")
 _jit_parallel: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
 _inline: Any = njit(inline="always", fastmath={"contract"}, error_model="numpy")
-
-
-@_inline
-def _weight(exponent):  # type: ignore[no-untyped-def]
-    """Return ``2^-exponent`` within the footprint, 0 outside.
-
-    ``2^-t`` on [0, 1] by a minimax polynomial of degree 5 (relative error 8e-8), squared three times: ``2^-8t``. The
-    footprint ends before 8, so no other range is needed, and no bit tricks that a compiler may undo.
-    """
-    t = min(exponent, np.float32(8.0)) * np.float32(0.125)
-    p = np.float32(-0.00093878835) * t + np.float32(0.009188612)
-    p = p * t + np.float32(-0.055279724)
-    p = p * t + np.float32(0.24017219)
-    p = p * t + np.float32(-0.69314224)
-    p = p * t + np.float32(0.99999994)
-    p = p * p
-    p = p * p
-    p = p * p
-    return p if exponent <= _LOG2_CUT else np.float32(0.0)
 
 
 @_inline
@@ -117,8 +107,7 @@ def _draw(out, starts, items, cells, fractions, whitening, extents, slopes, colo
     """
     planes, height, pitch = out.shape
     for band in prange(len(starts) - 1):
-        weights = np.empty(LANES, np.float32)
-        changes = np.empty(LANES, np.float32)
+        scratch = np.empty((4, LANES), np.float32)
         band_start, band_end = band * BAND_ROWS, min(height, (band + 1) * BAND_ROWS)
         for j in range(starts[band], starts[band + 1]):
             i = items[j]
@@ -135,24 +124,17 @@ def _draw(out, starts, items, cells, fractions, whitening, extents, slopes, colo
                 dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
                 for y in range(max(start, band_start), min(end, band_end)):
                     dy = np.float32(y - cells[i, 0]) + (np.float32(0.5) - fractions[i, 0])
-                    for lane in range(LANES):
-                        u = ux * (dx + np.float32(lane)) + uy * dy
-                        v = vx * (dx + np.float32(lane)) + vy * dy
-                        weights[lane] = _weight(u * u + v * v)
-                        if tangents is not None:
-                            changes[lane] = u * (tangents[i, 0] + tangents[i, 2] * u + tangents[i, 4] * v) + v * (
-                                tangents[i, 1] + tangents[i, 3] * v
-                            )
+                    evaluate(scratch, dx, dy, uy, ux, vy, vx)
+                    if tangents is not None:
+                        log_changes(
+                            scratch, tangents[i, 0], tangents[i, 1], tangents[i, 2], tangents[i, 3], tangents[i, 4]
+                        )
                     for plane in range(planes):
-                        color = colors[i, plane]
-                        row = out[plane, y, x + LANES : x + 2 * LANES]
+                        at = (plane * height + y) * pitch + x + LANES
                         if tangents is None:
-                            for lane in range(LANES):
-                                row[lane] += weights[lane] * color
+                            add_weighted(out, at, scratch, colors[i, plane])
                         else:
-                            change = tangents[i, 5 + plane]
-                            for lane in range(LANES):
-                                row[lane] += weights[lane] * (change + color * changes[lane])
+                            add_changed(out, at, scratch, colors[i, plane], tangents[i, 5 + plane])
 
 
 @_jit_parallel
@@ -165,8 +147,7 @@ def _gather(moments, cotangent, cells, fractions, whitening, extents, slopes, co
     planes, height, pitch = cotangent.shape
     n = len(cells)
     for task in prange((n + _GAUSSIANS_A_TASK - 1) // _GAUSSIANS_A_TASK):
-        weights = np.empty(LANES, np.float32)
-        pulls = np.empty(LANES, np.float32)
+        scratch = np.empty((4, LANES), np.float32)
         sums = np.empty((5 + planes, LANES), np.float32)
         for i in range(task * _GAUSSIANS_A_TASK, min(n, (task + 1) * _GAUSSIANS_A_TASK)):
             uy, ux, vy, vx = whitening[i, 0], whitening[i, 1], whitening[i, 2], whitening[i, 3]
@@ -184,30 +165,14 @@ def _gather(moments, cotangent, cells, fractions, whitening, extents, slopes, co
                 sums[:] = np.float32(0.0)
                 for y in range(max(start, 0), min(end, height)):
                     dy = np.float32(y - cells[i, 0]) + (np.float32(0.5) - fractions[i, 0])
-                    for lane in range(LANES):
-                        u = ux * (dx + np.float32(lane)) + uy * dy
-                        v = vx * (dx + np.float32(lane)) + vy * dy
-                        weights[lane] = _weight(u * u + v * v)
-                        pulls[lane] = np.float32(0.0)
+                    evaluate(scratch, dx, dy, uy, ux, vy, vx)
+                    clear_pull(scratch)
                     for plane in range(planes):
-                        color = colors[i, plane]
-                        row = cotangent[plane, y, x + LANES : x + 2 * LANES]
-                        for lane in range(LANES):
-                            weighted = weights[lane] * row[lane]
-                            sums[5 + plane, lane] += weighted
-                            pulls[lane] += weighted * color
-                    for lane in range(LANES):
-                        u = ux * (dx + np.float32(lane)) + uy * dy
-                        v = vx * (dx + np.float32(lane)) + vy * dy
-                        pull_u, pull_v = pulls[lane] * u, pulls[lane] * v
-                        sums[0, lane] += pull_u
-                        sums[1, lane] += pull_v
-                        sums[2, lane] += pull_u * u
-                        sums[3, lane] += pull_v * v
-                        sums[4, lane] += pull_u * v
+                        at = (plane * height + y) * pitch + x + LANES
+                        add_pull(sums, 5 + plane, cotangent, at, scratch, colors[i, plane])
+                    add_moments(sums, scratch)
                 for k in range(5 + planes):
-                    for lane in range(LANES):
-                        moments[i, k] += sums[k, lane]
+                    moments[i, k] += lane_sum(sums, k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

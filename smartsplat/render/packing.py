@@ -110,17 +110,21 @@ def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], G
 
 def _pack_one(gaussians: Gaussians, region: Region, *, scale: float, start: int) -> PackedGaussians:
     means, seen = resample(gaussians, scale)
-    means -= region.origin
+    # Split before the region's origin comes in: taking it from a mean of a zoomed grid rounds, and so differently for
+    # each region.
+    cells = np.floor(means)
+    fractions = means - cells
+    cells -= region.origin
+    means = cells + fractions
     extents = half_extents(seen)
     inside = (means + extents > 0) & (means - extents < region.shape)
     meets: NDArray[np.bool_] = np.logical_and.reduce(inside, axis=1)
     if not meets.all():
-        means, seen, extents = means[meets], seen.select(meets), extents[meets]
+        cells, fractions, seen, extents = cells[meets], fractions[meets], seen.select(meets), extents[meets]
     # A mean far outside belongs to a footprint that misses the region, so what is left fits int32.
-    cells = np.floor(means)
     return PackedGaussians(
         cells=cells.astype(np.int32),
-        fractions=(means - cells).astype(np.float32),
+        fractions=fractions.astype(np.float32),
         whitening=_whitening(seen),
         extents=extents,
         slopes=_slopes(seen, extents),
