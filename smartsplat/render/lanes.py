@@ -1,8 +1,8 @@
 """Sixteen pixels of a row at once: the arithmetic of the CPU engine as vector instructions.
 
 numba turns a short loop into vector instructions only after checks that cost more than the loop. These intrinsics emit
-LLVM's ``<16 x float>`` directly; LLVM maps that to whatever the processor has (one AVX-512 register, two AVX, four NEON),
-so there is one code for all of them.
+LLVM's ``<16 x float>`` directly; LLVM maps that to whatever the processor has (one AVX-512 register, two AVX, four
+NEON), so there is one code for all of them.
 
 A *scratch* array, float32 ``(4, LANES)``, carries a row from one intrinsic to the next: weights, u, v, and either the
 pull of the cotangent or the change of ``ln g``. Multiply and add may contract to one instruction; nothing is reordered.
@@ -13,9 +13,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+_intrinsic: Any = intrinsic  # its decorated functions take one argument fewer than they show
 
 LANES = 16
 
@@ -35,14 +38,16 @@ _WEIGHT, _U, _V, _OTHER = range(4)
 class _Emitter:
     """Short names for what the intrinsics emit."""
 
-    def __init__(self, context: Any, builder: ir.IRBuilder) -> None:
+    def __init__(self, context: Any, builder: Any) -> None:
         self._context = context
         self._builder = builder
 
     def add(self, a: Any, b: Any) -> Any:
+        """Return ``a + b``."""
         return self._builder.fadd(a, b, flags=_CONTRACT)
 
     def mul(self, a: Any, b: Any) -> Any:
+        """Return ``a b``."""
         return self._builder.fmul(a, b, flags=_CONTRACT)
 
     def splat(self, scalar: Any) -> Any:
@@ -66,9 +71,11 @@ class _Emitter:
         return self._builder.bitcast(self._builder.gep(data, [offset]), _VECTOR.as_pointer())
 
     def load(self, pointer: Any) -> Any:
+        """Return the vector at an address."""
         return self._builder.load(pointer, align=4)
 
     def store(self, value: Any, pointer: Any) -> None:
+        """Write a vector to an address."""
         self._builder.store(value, pointer, align=4)
 
     def row(self, scratch_type: Any, scratch: Any, index: int) -> Any:
@@ -95,12 +102,10 @@ class _Emitter:
 
 def _as_float32(value: float) -> float:
     """Return the nearest float32: LLVM refuses constants that are not exact in their type."""
-    from numpy import float32
-
-    return float(float32(value))
+    return float(np.float32(value))
 
 
-@intrinsic
+@_intrinsic
 def evaluate(typing_context, scratch, dx, dy, uy, ux, vy, vx):  # type: ignore[no-untyped-def]
     """Fill scratch with the weights, u and v of the pixels at offsets (`dy`, `dx` + lane) from a mean."""
 
@@ -119,7 +124,7 @@ def evaluate(typing_context, scratch, dx, dy, uy, ux, vy, vx):  # type: ignore[n
     return types.void(scratch, *[types.float32] * 6), emit
 
 
-@intrinsic
+@_intrinsic
 def add_weighted(typing_context, out, offset, scratch, color):  # type: ignore[no-untyped-def]
     """Add ``weight color`` to `out` from flat index `offset` on."""
 
@@ -134,7 +139,7 @@ def add_weighted(typing_context, out, offset, scratch, color):  # type: ignore[n
     return types.void(out, types.int64, scratch, types.float32), emit
 
 
-@intrinsic
+@_intrinsic
 def add_changed(typing_context, out, offset, scratch, color, change):  # type: ignore[no-untyped-def]
     """Add ``weight (change + color c)`` to `out`, with ``c`` the change of ``ln g`` that `log_changes` left."""
 
@@ -151,7 +156,7 @@ def add_changed(typing_context, out, offset, scratch, color, change):  # type: i
     return types.void(out, types.int64, scratch, types.float32, types.float32), emit
 
 
-@intrinsic
+@_intrinsic
 def log_changes(typing_context, scratch, tu, tv, tuu, tvv, tuv):  # type: ignore[no-untyped-def]
     """Leave ``tu u + tv v + tuu u^2 + tvv v^2 + tuv u v`` in scratch."""
 
@@ -168,7 +173,7 @@ def log_changes(typing_context, scratch, tu, tv, tuu, tvv, tuv):  # type: ignore
     return types.void(scratch, *[types.float32] * 5), emit
 
 
-@intrinsic
+@_intrinsic
 def clear_pull(typing_context, scratch):  # type: ignore[no-untyped-def]
     """Set the pull of the cotangent to 0."""
 
@@ -180,7 +185,7 @@ def clear_pull(typing_context, scratch):  # type: ignore[no-untyped-def]
     return types.void(scratch), emit
 
 
-@intrinsic
+@_intrinsic
 def add_pull(typing_context, sums, index, cotangent, offset, scratch, color):  # type: ignore[no-untyped-def]
     """Add ``weight cotangent`` to row `index` of `sums`, and that times `color` to the pull."""
 
@@ -198,7 +203,7 @@ def add_pull(typing_context, sums, index, cotangent, offset, scratch, color):  #
     return types.void(sums, types.int64, cotangent, types.int64, scratch, types.float32), emit
 
 
-@intrinsic
+@_intrinsic
 def add_moments(typing_context, sums, scratch):  # type: ignore[no-untyped-def]
     """Add the pull ``t`` times ``u, v, u^2, v^2, u v`` to the first five rows of `sums`."""
 
@@ -216,7 +221,7 @@ def add_moments(typing_context, sums, scratch):  # type: ignore[no-untyped-def]
     return types.void(sums, scratch), emit
 
 
-@intrinsic
+@_intrinsic
 def lane_sum(typing_context, sums, index):  # type: ignore[no-untyped-def]
     """Return the sum over row `index` of `sums`, float64, added up in pairs."""
 
