@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import encode, evaluate, ingest, optimize, sample
+from pipeline import encode, evaluate, ingest, optimize, rate, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
 from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
@@ -219,11 +219,15 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
     run = Run(scene=scene, plan=plan, executor=executor, progress=progress, engine=preparation.resources.engine)
     phases = [
         Step(
-            name=optimize.phase_name(run, sweep, color),
+            name=f"fit, sweep {sweep}, phase {color + 1}",
             stage="fit",
             work=lambda sweep=sweep, color=color: optimize.fit_phase(run, sweep, color),
         )
         for sweep in range(1, plan.config.fit.sweeps + 1)
+        for color in range(PHASES_PER_SWEEP)
+    ]
+    settling = [
+        Step(name=f"settle, phase {color + 1}", stage="fit", work=lambda color=color: optimize.settle_phase(run, color))
         for color in range(PHASES_PER_SWEEP)
     ]
     return [
@@ -231,7 +235,9 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
         Step(name="survey", stage="sample", work=lambda: sample.survey(run)),
         Step(name="sample", stage="sample", work=lambda: sample.sample(run)),
         *phases,
-        Step(name="rate", stage="encode", work=lambda: encode.measure_rates(run)),
+        Step(name="rate", stage="encode", work=lambda: rate.measure_shapes(run)),
+        *settling,
+        Step(name="rate of colors", stage="encode", work=lambda: rate.measure_colors(run)),
         Step(name="encode", stage="encode", work=lambda: encode.encode(run)),
         Step(name="evaluate", stage="evaluate", work=lambda: evaluate.score_scene(run)),
         Step(name="finish", stage="evaluate", work=lambda: scene.update(complete=True)),

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.jobs import run_jobs
+from pipeline.rate import shape_steps
 from pipeline.run import Run, TileJob, read_target, tile_job
-from smartsplat.gaussians import Gaussians
-from smartsplat.geometry import TileId, input_sweep
+from smartsplat.codec import Steps, requantized
+from smartsplat.config import FitConfig
+from smartsplat.geometry import PHASES_PER_SWEEP, input_sweep
 from smartsplat.optim import FitReport, fit_tile
 from smartsplat.render.footprint import max_scale
 from storage.groups import disk_errors
@@ -25,51 +28,83 @@ from storage.scene import Scene
 from storage.state import REPORT_FIELDS, SweepState
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitJob:
+    """One tile's part of one phase; small, as it travels to a worker.
+
+    Parameters
+    ----------
+    tile
+        Which, and where its data is.
+    sweep
+        From 1.
+    config
+        What to do in this sweep.
+    steps
+        If given, shapes are first quantised with these, and stay as they are then.
+    """
+
+    tile: TileJob
+    sweep: int
+    config: FitConfig
+    steps: Steps | None = None
+
+    def __str__(self) -> str:
+        return str(self.tile)
+
+
 def fit_phase(run: Run, sweep: int, color: int) -> None:
     """Fit the tiles of one colour in one sweep, those that are not done yet."""
-    state = _open_sweep(run, sweep)
-    done = state.reports.done()
+    name = f"fit, sweep {sweep} of {run.plan.config.fit.sweeps}, phase {color + 1} of {PHASES_PER_SWEEP}"
+    _phase(run, name, sweep=sweep, color=color, config=run.plan.config.fit, steps=None)
+
+
+def settle_phase(run: Run, color: int) -> None:
+    """Quantise the shapes of the tiles of one colour, and solve their colors anew for what that did to the image.
+
+    A neighbour that has settled is seen as it will be decoded, so that errors do not add up where tiles meet.
+    """
+    name = f"settle, phase {color + 1} of {PHASES_PER_SWEEP}"
+    config = dataclasses.replace(run.plan.config.fit, steps=0)
+    _phase(run, name, sweep=run.plan.config.fit.sweeps + 1, color=color, config=config, steps=shape_steps(run))
+
+
+def _phase(run: Run, name: str, *, sweep: int, color: int, config: FitConfig, steps: Steps | None) -> None:
+    done = _open_sweep(run, sweep).reports.done()
     tiles = run.scene.grid.of_color(color)
     missing = [tile for tile in tiles if not done[tile.row, tile.col]]
-    stage = phase_name(run, sweep, color)
     if missing:
         run_jobs(
             fit_one,
-            [tile_job(run, tile, sweep=sweep) for tile in missing],
+            [FitJob(tile=tile_job(run, tile), sweep=sweep, config=config, steps=steps) for tile in missing],
             executor=run.executor,
             progress=run.progress,
-            record_failures=lambda failures: run.scene.record_failures(stage, failures),
-            stage=stage,
+            record_failures=lambda failures: run.scene.record_failures(name, failures),
+            stage=name,
             done=len(tiles) - len(missing),
             note=_psnr_note,
         )
 
 
-def phase_name(run: Run, sweep: int, color: int) -> str:
-    """Return how a phase is called to people."""
-    return f"fit, sweep {sweep} of {run.plan.config.fit.sweeps}, phase {color + 1} of 4"
-
-
-def fit_one(job: TileJob) -> FitReport:
+def fit_one(job: FitJob) -> FitReport:
     """Fit one tile and store the result; runs in a worker."""
-    scene = Scene.open(Path(job.path), writable=True)
-    work, grid, config = scene.work(writable=True), scene.grid, job.plan.config.fit
-    target = read_target(
-        PixelStore.open(work), job.normalization, core=grid.core(job.tile), padded=grid.padded(job.tile)
-    )
+    tile, scene = job.tile.tile, Scene.open(Path(job.tile.path), writable=True)
+    work, grid = scene.work(writable=True), scene.grid
+    target = read_target(PixelStore.open(work), job.tile.normalization, core=grid.core(tile), padded=grid.padded(tile))
     states = {sweep: SweepState.open(work, sweep, grid=grid) for sweep in (job.sweep - 1, job.sweep)}
-    frozen = [_input(states, job, neighbor) for neighbor in grid.neighbors(job.tile)]
+    own = states[job.sweep - 1].read(tile)
+    frozen = [states[input_sweep(tile, other, sweep=job.sweep)].read(other) for other in grid.neighbors(tile)]
     fitted, report = fit_tile(
         target,
-        states[job.sweep - 1].read(job.tile),
+        own if job.steps is None else requantized(own, job.steps),
         frozen=[gaussians for gaussians in frozen if len(gaussians)],
-        config=config,
+        config=job.config,
         sweep=job.sweep,
         max_scale=max_scale(grid.reach),
-        engine=job.engine,
+        engine=job.tile.engine,
     )
     with disk_errors(scene.path):
-        states[job.sweep].write(job.tile, fitted, np.array([getattr(report, name) for name in REPORT_FIELDS]))
+        states[job.sweep].write(tile, fitted, np.array([getattr(report, name) for name in REPORT_FIELDS]))
     return report
 
 
@@ -86,10 +121,6 @@ def _open_sweep(run: Run, sweep: int) -> SweepState:
     earlier = SweepState.open(work, sweep - 1, grid=grid)
     with disk_errors(run.scene.path):
         return SweepState.open_or_create(work, sweep, grid=grid, capacity=earlier.rows.shape[2], bands=run.scene.bands)
-
-
-def _input(states: dict[int, SweepState], job: TileJob, neighbor: TileId) -> Gaussians:
-    return states[input_sweep(job.tile, neighbor, sweep=job.sweep)].read(neighbor)
 
 
 def _psnr_note(report: FitReport) -> str:

@@ -99,8 +99,8 @@ class ScenePlan:
 
     @property
     def phases(self) -> int:
-        """Phases of the fit."""
-        return PHASES_PER_SWEEP * self.config.fit.sweeps
+        """Phases of the fit, those in which it settles on quantised shapes included."""
+        return PHASES_PER_SWEEP * (self.config.fit.sweeps + 1)
 
     @property
     def digest(self) -> str:

@@ -27,7 +27,7 @@ def recheck(scene: Scene) -> None:
     sweep_partials(scene.path)
     work = scene.work(writable=True)
     struck = PixelStore.open(work).recheck() if "strips" in work else 0
-    for sweep in range(scene.manifest.config.fit.sweeps + 1):
+    for sweep in range(scene.manifest.config.fit.sweeps + 2):
         if f"state-{sweep}-reports" in work:
             struck += SweepState.open(work, sweep, grid=scene.grid).recheck()
     if "encoded" in work:

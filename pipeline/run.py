@@ -61,8 +61,6 @@ class TileJob:
         See `smartsplat.render.render`.
     count
         Gaussians to place (sampling only).
-    sweep
-        From 1 (fit only).
     """
 
     plan: ScenePlan
@@ -71,13 +69,12 @@ class TileJob:
     normalization: Normalization
     engine: str
     count: int = 0
-    sweep: int = 0
 
     def __str__(self) -> str:
         return f"tile {self.tile}"
 
 
-def tile_job(run: Run, tile: TileId, *, count: int = 0, sweep: int = 0) -> TileJob:
+def tile_job(run: Run, tile: TileId, *, count: int = 0) -> TileJob:
     """Return the job of `tile` in this run."""
     return TileJob(
         plan=run.plan,
@@ -86,7 +83,6 @@ def tile_job(run: Run, tile: TileId, *, count: int = 0, sweep: int = 0) -> TileJ
         normalization=run.normalization,
         engine=run.engine,
         count=count,
-        sweep=sweep,
     )
 
 

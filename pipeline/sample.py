@@ -27,13 +27,7 @@ def survey(run: Run) -> None:
     """Take the statistics of every tile that decide its share of the Gaussians."""
     work, grid = run.scene.work(writable=True), run.scene.grid
     with disk_errors(run.scene.path):
-        fresh = "survey" not in work
-        ledger = (
-            Ledger.create(work, "survey", jobs=grid.shape, fields=len(_FIELDS))
-            if fresh
-            else Ledger.open(work, "survey")
-        )
-    done = ledger.done()
+        done = Ledger.open_or_create(work, "survey", jobs=grid.shape, fields=len(_FIELDS)).done()
     missing = [tile for tile in grid if not done[tile.row, tile.col]]
     if missing:
         run_jobs(

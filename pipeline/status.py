@@ -50,11 +50,14 @@ def _stages(scene: Scene, failures: dict[str, dict[str, str]]) -> Iterator[dict[
     sweeps = scene.manifest.config.fit.sweeps
     ledgers = {"ingest": "strips", "survey": "survey", "sample": "state-0-reports"}
     ledgers |= {f"fit, sweep {sweep} of {sweeps}": f"state-{sweep}-reports" for sweep in range(1, sweeps + 1)}
-    ledgers |= {"rate": "rates"} if scene.manifest.config.nominal_ratio is not None else {}
+    rated = scene.manifest.config.nominal_ratio is not None
+    ledgers |= {"rate": "shape-rates"} if rated else {}
+    ledgers |= {"settle": f"state-{sweeps + 1}-reports"}
+    ledgers |= {"rate of colors": "color-rates"} if rated else {}
     ledgers |= {"encode": "encoded"}
     for stage, name in ledgers.items():
         done = _done(scene, name, scene.grid.shape)
-        failed = sum(len(jobs) for phase, jobs in failures.items() if phase.startswith(stage))
+        failed = sum(len(jobs) for name, jobs in failures.items() if name.split(", phase")[0] == stage)
         yield {"stage": stage, "done": int(done.sum()), "total": done.size, "failed": failed}
 
 

@@ -40,6 +40,15 @@ class Ledger:
         return cls(array)
 
     @classmethod
+    def open_or_create(
+        cls, group: zarr.Group, name: str, *, jobs: tuple[int, ...], fields: int, chunk: tuple[int, ...] | None = None
+    ) -> Ledger:
+        """Return the ledger `name`, made on first use."""
+        if name in group:
+            return cls.open(group, name)
+        return cls.create(group, name, jobs=jobs, fields=fields, chunk=chunk)
+
+    @classmethod
     def open(cls, group: zarr.Group, name: str) -> Ledger:
         """Return the ledger `name` of the group."""
         return cls(open_array(group, name))

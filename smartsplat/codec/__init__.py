@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smartsplat.codec.quantize import Steps
+from smartsplat.codec.quantize import Steps, requantized
 from smartsplat.codec.tile import FORMAT_VERSION, decode_tile, encode_tile
 
-__all__ = ["FORMAT_VERSION", "Steps", "decode_tile", "encode_tile"]
+__all__ = ["FORMAT_VERSION", "Steps", "decode_tile", "encode_tile", "requantized"]

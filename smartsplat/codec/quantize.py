@@ -59,14 +59,16 @@ class Steps:
                 raise ConfigError(f"quantisation step {name} = {value} must be positive and finite")
 
     @classmethod
-    def from_config(cls, config: CodecConfig, *, base_scale: float, factor: float) -> Steps:
-        """Return the steps of `config` for a scene of `base_scale` px, all multiplied by `factor`."""
+    def from_config(
+        cls, config: CodecConfig, *, base_scale: float, factor: float = 1.0, color_factor: float = 1.0
+    ) -> Steps:
+        """Return the steps of `config` for a scene of `base_scale` px, times `factor`, colors times both factors."""
         return cls(
             mean=config.mean_step * base_scale * factor,
             area=config.area_step * factor,
             aspect=config.aspect_step * factor,
             rotation=config.rotation_step * factor,
-            color=config.color_step * factor,
+            color=config.color_step * factor * color_factor,
             base_scale=base_scale,
         )
 
@@ -137,6 +139,11 @@ def dequantize(quantized: QuantizedGaussians, steps: Steps, *, origin: tuple[int
         colors=(colors @ _decorrelation(colors.shape[1])).astype(np.float32),
         origin=origin,
     )
+
+
+def requantized(gaussians: Gaussians, steps: Steps) -> Gaussians:
+    """Return the Gaussians as a decoder will see them, in their own order."""
+    return dequantize(quantize(gaussians, steps), steps, origin=gaussians.origin)
 
 
 def rotation_bits(aspects: Integers, steps: Steps) -> Integers:

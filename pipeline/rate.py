@@ -1,0 +1,153 @@
+"""How finely to quantise: every tile is measured at a ladder of steps, and the finest that fits the budget is used.
+
+First one factor for everything is chosen, from the fit as it is; then, once colors have settled on the quantised
+shapes, a factor for the colors alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.jobs import run_jobs
+from pipeline.plan import FILL_AIM, METADATA_BYTES, ScenePlan
+from pipeline.run import Run, TileJob, tile_job
+from smartsplat.codec import Steps, encode_tile
+from smartsplat.errors import BudgetError
+from storage.groups import disk_errors
+from storage.ledger import Ledger
+from storage.scene import Scene
+from storage.state import SweepState
+
+FACTORS = tuple(2.0 ** (k / 6) for k in range(-24, 19))
+"""On all steps of the codec, finest first: about 3 % of the bytes apart."""
+
+COLOR_FACTORS = tuple(2.0 ** (k / 6) for k in range(-6, 19))
+"""On the color steps alone, finest first: about 1 % of the bytes apart."""
+
+_CRC_BYTES = 4
+_INDEX_BYTES = 16
+_EMPTY_BYTES = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateJob:
+    """One tile to measure; small, as it travels to a worker.
+
+    Parameters
+    ----------
+    tile
+        Which, and where its data is.
+    sweep
+        Whose state to measure.
+    ladder
+        Steps to try.
+    ledger
+        Name of the ledger that takes the bytes at each.
+    """
+
+    tile: TileJob
+    sweep: int
+    ladder: tuple[Steps, ...]
+    ledger: str
+
+    def __str__(self) -> str:
+        return str(self.tile)
+
+
+def measure_shapes(run: Run) -> None:
+    """Find out what every tile takes at each factor, if a byte budget asks for it."""
+    ladder = tuple(_steps(run.plan, factor) for factor in FACTORS)
+    _measure(run, "rate", ledger="shape-rates", sweep=run.plan.config.fit.sweeps, ladder=ladder)
+
+
+def measure_colors(run: Run) -> None:
+    """Find out what every settled tile takes at each color factor, if a byte budget asks for it."""
+    factor = _shape_factor(run)
+    ladder = tuple(_steps(run.plan, factor, color_factor) for color_factor in COLOR_FACTORS)
+    _measure(run, "rate of colors", ledger="color-rates", sweep=run.plan.config.fit.sweeps + 1, ladder=ladder)
+
+
+def measure_one(job: RateJob) -> None:
+    """Store the bytes of one tile's stream at every rung of the ladder; runs in a worker."""
+    scene, tile = Scene.open(Path(job.tile.path), writable=True), job.tile.tile
+    work = scene.work(writable=True)
+    gaussians = SweepState.open(work, job.sweep, grid=scene.grid).read(tile)
+    sizes = [len(encode_tile(gaussians, steps)) for steps in job.ladder]
+    with disk_errors(scene.path):
+        Ledger.open(work, job.ledger).write((tile.row, tile.col), np.array(sizes, np.float64))
+
+
+def shape_steps(run: Run) -> Steps:
+    """Return the steps that shapes are quantised with.
+
+    Raises
+    ------
+    BudgetError
+        If even the coarsest do not fit the budget.
+    """
+    return _steps(run.plan, _shape_factor(run))
+
+
+def final_steps(run: Run) -> Steps:
+    """Return the steps the scene is written with: those of the shapes, and the colors' own.
+
+    Raises
+    ------
+    BudgetError
+        If even the coarsest do not fit the budget.
+    """
+    color_factor = 1.0 if run.plan.byte_budget is None else _finest_that_fits(run, "color-rates", COLOR_FACTORS)
+    return _steps(run.plan, _shape_factor(run), color_factor)
+
+
+def _shape_factor(run: Run) -> float:
+    return 1.0 if run.plan.byte_budget is None else _finest_that_fits(run, "shape-rates", FACTORS)
+
+
+def _steps(plan: ScenePlan, factor: float, color_factor: float = 1.0) -> Steps:
+    return Steps.from_config(plan.config.codec, base_scale=plan.base_scale, factor=factor, color_factor=color_factor)
+
+
+def _measure(run: Run, stage: str, *, ledger: str, sweep: int, ladder: tuple[Steps, ...]) -> None:
+    if run.plan.byte_budget is None:
+        return
+    grid = run.scene.grid
+    with disk_errors(run.scene.path):
+        done = Ledger.open_or_create(run.scene.work(writable=True), ledger, jobs=grid.shape, fields=len(ladder)).done()
+    missing = [tile for tile in grid if not done[tile.row, tile.col]]
+    if missing:
+        run_jobs(
+            measure_one,
+            [RateJob(tile=tile_job(run, tile), sweep=sweep, ladder=ladder, ledger=ledger) for tile in missing],
+            executor=run.executor,
+            progress=run.progress,
+            record_failures=lambda failures: run.scene.record_failures(stage, failures),
+            stage=stage,
+            done=len(grid) - len(missing),
+        )
+
+
+def _finest_that_fits(run: Run, ledger: str, factors: tuple[float, ...]) -> float:
+    assert run.plan.byte_budget is not None
+    sizes = Ledger.open(run.scene.work(), ledger).read_all()
+    totals = sizes.sum(axis=(0, 1)) + _container_bytes(run.scene)
+    fits = np.flatnonzero(totals <= FILL_AIM * run.plan.byte_budget)
+    if not len(fits):
+        raise BudgetError(
+            f"{run.scene.path}: {run.plan.count} Gaussians take {totals[-1]:.0f} bytes at the coarsest, "
+            f"{run.plan.byte_budget} allowed; use --gaussians with a lower number, or a lower --ratio"
+        )
+    return factors[fits[0]]
+
+
+def _container_bytes(scene: Scene) -> int:
+    """Return what a scene takes apart from its tiles' streams: metadata, checksums, shard indexes, empty slots."""
+    height, width = scene.shard_shape
+    shards = len(list(scene.shards()))
+    slots = shards * height * width
+    empty = (slots - len(scene.grid)) * _EMPTY_BYTES
+    table = 64 + 8 * len(scene.grid)
+    return METADATA_BYTES + table + empty + slots * (_CRC_BYTES + _INDEX_BYTES) + shards * _CRC_BYTES
