@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from prefect import flow, task
 from prefect.logging import get_run_logger
 
 from flows.console import LineProgress
-from pipeline.compress import finish_up, prepare, steps
+from pipeline.compress import Step, execute, prepare
 from pipeline.plan import Resources
 from smartsplat.config import SceneConfig
 
@@ -42,15 +41,7 @@ def compress_scene(
     See `SceneReport.to_dict`.
     """
     preparation = prepare(source, Path(scene), config=SceneConfig.from_dict(config), resources=Resources(**resources))
-    seconds: dict[str, float] = {}
-    if not preparation.finished:
-        with preparation.executor() as executor:
-            for step in steps(preparation, executor, progress=LineProgress()):
-                started = time.perf_counter()
-                # What a step needs is in the store, so its task takes no parameter and returns nothing to keep.
-                task(name=step.name, persist_result=False)(step.work)()
-                seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
-    report = finish_up(preparation, keep_work=keep_work, seconds=seconds)
+    report = execute(preparation, keep_work=keep_work, progress=LineProgress(), do=_as_task)
     get_run_logger().info("%s: ratio %.1f, PSNR %s dB", scene, report.measured_ratio, report.quality.get("psnr"))
     return report.to_dict()
 
@@ -60,3 +51,8 @@ def run_flow(
 ) -> dict[str, Any]:
     """Run `compress_scene` here and now; Prefect starts a temporary server of its own if none is configured."""
     return compress_scene(str(source), str(scene), config.to_dict(), dataclasses.asdict(resources), keep_work=keep_work)
+
+
+def _as_task(step: Step) -> None:
+    # What a step needs is in the store: its task takes no parameter, and returns nothing to keep.
+    task(name=step.name, persist_result=False)(step.work)()

@@ -154,15 +154,21 @@ def compress(
     elif ratio is not None or gaussians is not None:
         raise ConfigError("give either a config, or a ratio or a number of Gaussians")
     preparation = prepare(source, Path(scene), config=config, resources=resources or Resources())
-    if preparation.finished:
-        return finish_up(preparation, keep_work=keep_work, seconds={})
+    return execute(preparation, keep_work=keep_work, progress=progress or NoProgress(), do=lambda step: step.work())
+
+
+def execute(
+    preparation: Preparation, *, keep_work: bool, progress: Progress, do: Callable[[Step], None]
+) -> SceneReport:
+    """Do what is left of a prepared request, each step by `do`; return the report of the finished scene."""
     seconds: dict[str, float] = {}
-    with preparation.executor() as executor:
-        for step in steps(preparation, executor, progress=progress or NoProgress()):
-            started = time.perf_counter()
-            step.work()
-            seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
-    return finish_up(preparation, keep_work=keep_work, seconds=seconds)
+    if not preparation.finished:
+        with preparation.executor() as executor:
+            for step in steps(preparation, executor, progress=progress):
+                started = time.perf_counter()
+                do(step)
+                seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
+    return _report(preparation, keep_work=keep_work, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +250,7 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
     ]
 
 
-def finish_up(preparation: Preparation, *, keep_work: bool, seconds: dict[str, float]) -> SceneReport:
+def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, float]) -> SceneReport:
     """Return the report of a finished scene, having discarded its working data unless that is kept."""
     scene = Scene.open(preparation.path)
     if not keep_work:
@@ -272,7 +278,7 @@ def _ingest(run: Run, *, new: bool) -> None:
     try:
         ingest.ingest(run)
     except SourceError:
-        # The file is damaged further down: of a scene that was made for it a moment ago, nothing shall be left.
+        # The file is damaged further down. Of a scene that was made for it a moment ago, nothing shall be left.
         if new:
             shutil.rmtree(run.scene.path, ignore_errors=True)
         raise

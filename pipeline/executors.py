@@ -107,7 +107,8 @@ class DaskExecutor:
                         threads_per_worker=1,
                         processes=True,
                         host="127.0.0.1",
-                        dashboard_address="",
+                        dashboard_address="127.0.0.1:0",  # "" would listen on all interfaces, None on port 8787
+                        scheduler_kwargs={"dashboard": False},
                         memory_limit=None,
                         silence_logs=logging.ERROR,
                         env=dict.fromkeys(_THREAD_VARIABLES, "1"),

@@ -164,7 +164,7 @@ def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources,
     if count > source.height * source.width:
         raise BudgetError(
             f"{count} Gaussians for {source.height} x {source.width} px: more than one a pixel; use --gaussians "
-            f"{source.height * source.width // 10} or fewer, or a higher --ratio"
+            f"{max(1, source.height * source.width // 10)} or fewer, or a higher --ratio"
         )
     executor, workers = _choose_workers(source, config, grid, count, resources=resources, cores=cores)
     return ScenePlan(
@@ -214,14 +214,20 @@ def count_for_budget(source: SourceInfo, grid: TileGrid, *, byte_budget: int) ->
     room = FILL_AIM * byte_budget - fixed_bytes(grid)
     count = math.floor(room * 8 / usual_bits(source.bands))
     if count < 1:
-        least = fixed_bytes(grid) + math.ceil(usual_bits(source.bands) / 8)
-        highest = source.raw_bytes * FILL_AIM / least
-        way_out = f"use --ratio {highest:.3g} or lower" if highest > 1 else "the image is too small for any ratio"
+        least = math.ceil((fixed_bytes(grid) + usual_bits(source.bands) / 8) / FILL_AIM) + 1
+        highest = _rounded_down(source.raw_bytes / least)
+        way_out = f"use --ratio {highest:g} or lower" if highest > 1 else "the image is too small for any ratio"
         raise BudgetError(
             f"{source.path}: ratio {source.raw_bytes / max(byte_budget, 1):.6g} allows {byte_budget} bytes, and a "
             f"scene of {len(grid)} tiles takes {fixed_bytes(grid)} before its first Gaussian; {way_out}"
         )
     return min(count, source.height * source.width)
+
+
+def _rounded_down(value: float) -> float:
+    """Return `value` to three digits, never above it: what is named as possible must be."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return math.floor(value / step) * step
 
 
 def projected_memory(source: SourceInfo, config: SceneConfig, *, count: int, executor: str, workers: int) -> int:

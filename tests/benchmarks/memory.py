@@ -1,6 +1,6 @@
 """Peak memory of `smartsplat compress`, this process and its workers together, beside what `plan` projects.
 
-    python -m tests.benchmarks.memory IMAGE [IMAGE ...] [-- OPTIONS OF COMPRESS]
+python -m tests.benchmarks.memory IMAGE [IMAGE ...] [-- OPTIONS OF COMPRESS]
 """
 
 from __future__ import annotations
