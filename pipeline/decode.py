@@ -22,7 +22,8 @@ from storage.scene import Manifest, Scene, tiles_reaching
 MIN_SCALE = 1 / 64
 MAX_SCALE = 64.0
 
-_STRIP_ROWS = 256
+_STRIP_PIXELS = 4 << 20  # of the output, rendered at a time
+_LEAST_STRIP_ROWS = 256
 _CACHE_BYTES = 64 << 20
 _BOX_REACH = CUTOFF / math.sqrt(12)  # a pixel's box filter widens footprints by at most this many output pixels
 
@@ -155,8 +156,9 @@ class SceneView:
     def strips(self, region: Region | None = None, *, scale: float = 1.0) -> Iterator[NDArray]:
         """Yield `render`'s result in strips of rows, top to bottom, in bounded memory."""
         output = self.output_region(region, scale=scale)
-        for y0 in range(output.y0, output.y1, _STRIP_ROWS):
-            strip = Region(y0=y0, y1=min(y0 + _STRIP_ROWS, output.y1), x0=output.x0, x1=output.x1)
+        rows = max(_LEAST_STRIP_ROWS, _STRIP_PIXELS // output.width)
+        for y0 in range(output.y0, output.y1, rows):
+            strip = Region(y0=y0, y1=min(y0 + rows, output.y1), x0=output.x0, x1=output.x1)
             yield self._normalization.to_pixels(self.values(strip, scale=scale), self.dtype)
 
     def values(self, output: Region, *, scale: float = 1.0) -> Floats:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -101,8 +103,8 @@ class DaskExecutor:
         with contextlib.ExitStack() as stack:
             address: Any = self._scheduler
             if address is None:
-                address = stack.enter_context(
-                    LocalCluster(
+                with _interrupts_ignored():
+                    cluster = LocalCluster(
                         n_workers=self._workers,
                         threads_per_worker=1,
                         processes=True,
@@ -113,7 +115,7 @@ class DaskExecutor:
                         silence_logs=logging.ERROR,
                         env=dict.fromkeys(_THREAD_VARIABLES, "1"),
                     )
-                )
+                address = stack.enter_context(cluster)
             self._client = stack.enter_context(Client(address, set_as_default=False))
             self._stack = stack.pop_all()
         return self
@@ -148,6 +150,19 @@ class DaskExecutor:
                 yield outcome
         finally:
             self._client.cancel(list(running))
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Generator[None]:
+    """Let processes started here ignore Ctrl-C: a terminal sends it to them too, and it is ours to stop them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:

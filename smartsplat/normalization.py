@@ -44,11 +44,13 @@ class Normalization:
 
     def to_pixels(self, values: NDArray[np.floating], dtype: np.dtype) -> NDArray:
         """Return `values` as pixels of `dtype`: rounded and clipped if it is an integer type."""
-        pixels = values * np.float32(self.span) + np.float32(self.offset)
+        pixels = values * np.float32(self.span)
+        pixels += np.float32(self.offset)
         if dtype.kind == "f":
-            return pixels.astype(dtype)
+            return pixels.astype(dtype, copy=False)
         limits = np.iinfo(dtype)
-        return np.clip(np.rint(pixels), limits.min, limits.max).astype(dtype)
+        np.rint(pixels, out=pixels)
+        return np.clip(pixels, limits.min, limits.max, out=pixels).astype(dtype)
 
 
 def pixel_weight(pixels: NDArray) -> Floats | None:

@@ -18,6 +18,7 @@ from smartsplat.errors import StorageFullError, StoreError
 CHECKED = (ZstdCodec(level=1), Crc32cCodec())
 """Compression of working data: fast, and a flipped bit is noticed."""
 
+_CONFIG: Any = {"write_empty_chunks": True}
 _FLAT_KEYS: Any = {"name": "default", "separator": "."}
 
 
@@ -67,7 +68,7 @@ def create_array(group: zarr.Group, name: str, **settings: Any) -> zarr.Array:
     A chunk left out for being empty could not be told from one that was lost.
     """
     with compact_metadata():
-        return group.create_array(name, chunk_key_encoding=_FLAT_KEYS, config={"write_empty_chunks": True}, **settings)
+        return group.create_array(name, chunk_key_encoding=_FLAT_KEYS, config=_CONFIG, **settings)
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array:
@@ -79,7 +80,8 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
         raise StoreError(f"{where}: array missing or damaged ({' '.join(str(error).split())})") from error
     if not isinstance(array, zarr.Array):
         raise StoreError(f"{group.store_path}/{name}: a group where an array should be")
-    return array
+    # Zarr keeps this setting with the object, not in the store.
+    return array.with_config(_CONFIG)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import LocalStore
 
 from smartsplat.errors import StoreError
 from smartsplat.geometry import Region
@@ -106,9 +107,20 @@ class PixelStore:
         Raises
         ------
         StoreError
-            If a stored chunk is damaged.
+            If a strip is not there, or a stored chunk is damaged.
         """
+        for index in range(region.y0 // STRIP_HEIGHT, -(-region.y1 // STRIP_HEIGHT)):
+            if not self._is_stored(index):
+                raise StoreError(f"{self._array.store_path}: staged pixels of strip {index} are missing")
         try:
             return np.asarray(self._array[region.slices])
         except ValueError as error:
             raise StoreError(f"{self._array.store_path}: staged pixels of {region} are damaged ({error})") from error
+
+    def _is_stored(self, index: int) -> bool:
+        """Return whether the strip's file is there and holds something; if not, Zarr would read zeros."""
+        store = self._array.store
+        if not isinstance(store, LocalStore):
+            return True
+        file = store.root / self._array.path / f"c.{index}.0.0"
+        return file.is_file() and file.stat().st_size > 0

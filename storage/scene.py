@@ -124,7 +124,7 @@ class Manifest:
                 f"{path}: scene format {version} is unknown to this version, which reads format {SCENE_FORMAT}; "
                 "upgrade smartsplat"
             )
-        if checksum != digest_of(values):
+        if not _is_digest(checksum, values):
             raise StoreError(f"{path}: the scene's attributes are damaged (their checksum does not match)")
         del values["format"]
         height, width, bands = values.pop("shape")
@@ -135,6 +135,13 @@ class Manifest:
             normalization=None if normalization is None else Normalization(**normalization),
             **values,
         )
+
+
+def _is_digest(checksum: object, values: dict[str, Any]) -> bool:
+    try:
+        return checksum == digest_of(values)
+    except ValueError:  # a damaged number reads as NaN or infinity, which has no digest
+        return False
 
 
 class Scene:
