@@ -17,7 +17,7 @@ from storage.sink import write_image
 from storage.source import read_info, read_strips
 
 RATIO = 100
-CROP = Region(y0=600, y1=1200, x0=2500, x1=3100)  # Italy and the Balkans: coast, sea, mountains
+CROP = Region(y0=600, y1=1100, x0=2500, x1=3100)  # the western Mediterranean: coasts, sea, the Alps
 GAP = 8
 
 

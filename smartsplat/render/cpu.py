@@ -2,8 +2,8 @@
 
 A Gaussian is drawn in vertical strips `LANES` columns wide that start at its own left edge; in each strip the rows its
 ellipse crosses follow in closed form, so most evaluated pixels lie in the footprint, and each row of a strip is one set
-of vector instructions (`lanes`). Images are planar while worked on, with `LANES`
-spare columns on both sides so that a strip never needs cutting.
+of vector instructions (`lanes`). Images are planar while worked on, with `LANES` spare columns on both sides so that a
+strip never needs cutting.
 
 No two threads write the same pixel or the same Gaussian and every sum has a fixed order, so the bits do not depend on
 the number of threads. A strip is evaluated the same way wherever the region's edge lies, so neither do they depend on
@@ -41,8 +41,8 @@ BAND_ROWS = 64
 _GAUSSIANS_A_TASK = 32
 _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in float32
 
-# `contract` lets a multiply and an add become one instruction; the constant loop length keeps that the same for every
-# pixel. Anything stronger (reordering, no NaNs) would cost determinism.
+# `contract` lets a multiply and an add become one instruction. Anything stronger (reordering, no NaNs) would cost
+# determinism.
 _jit: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy")
 _jit_parallel: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
 _inline: Any = njit(inline="always", fastmath={"contract"}, error_model="numpy")
