@@ -84,6 +84,21 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
     return array.with_config(_CONFIG)
 
 
+def has_array(group: zarr.Group, name: str) -> bool:
+    """Return whether the group has an array `name`, sound or not: ``name in group`` fails if it is damaged."""
+    assert isinstance(group.store, LocalStore)
+    return (group.store.root / group.path / name / "zarr.json").is_file()
+
+
+def drop_chunk(array: zarr.Array, *index: int) -> None:
+    """Delete a stored chunk (or shard) that is about to be written whole.
+
+    Where the edge of the array cuts it, Zarr would first read what is there, and fail if that is damaged.
+    """
+    if isinstance(array.store, LocalStore):
+        (array.store.root / array.path / ".".join(map(str, ("c", *index)))).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def compact_metadata() -> Generator[None]:
     """Write JSON metadata without indentation: in a small scene its bytes count."""

@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
-from storage.groups import CHECKED, create_array, open_array
+from storage.groups import CHECKED, create_array, drop_chunk, has_array, open_array
 
 
 class Ledger:
@@ -44,7 +44,7 @@ class Ledger:
         cls, group: zarr.Group, name: str, *, jobs: tuple[int, ...], fields: int, chunk: tuple[int, ...] | None = None
     ) -> Ledger:
         """Return the ledger `name`, made on first use."""
-        if name in group:
+        if has_array(group, name):
             return cls.open(group, name)
         return cls.create(group, name, jobs=jobs, fields=fields, chunk=chunk)
 
@@ -54,7 +54,9 @@ class Ledger:
         return cls(open_array(group, name))
 
     def write(self, index: tuple[int | slice, ...], values: NDArray[np.float64]) -> None:
-        """Record the row, or the block of rows, at `index`."""
+        """Record the row, or the block of rows, at `index`: a whole chunk."""
+        first = (part.start if isinstance(part, slice) else part for part in index)
+        drop_chunk(self._array, *(at // size for at, size in zip(first, self._array.chunks, strict=False)), 0)
         self._array[index] = values
 
     def strike(self, index: tuple[int | slice, ...]) -> None:

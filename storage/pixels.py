@@ -12,7 +12,7 @@ from zarr.storage import LocalStore
 
 from smartsplat.errors import StoreError
 from smartsplat.geometry import Region
-from storage.groups import create_array, open_array
+from storage.groups import create_array, drop_chunk, open_array
 from storage.ledger import Ledger
 
 STRIP_HEIGHT = 256
@@ -73,6 +73,7 @@ class PixelStore:
     def write_strip(self, index: int, pixels: NDArray) -> None:
         """Write strip `index`, ``(rows, W, C)``, then its row in the ledger."""
         y0 = index * STRIP_HEIGHT
+        drop_chunk(self._array, index, 0, 0)
         self._array[y0 : y0 + len(pixels)] = pixels
         finite = pixels if pixels.dtype.kind != "f" else pixels[np.isfinite(pixels)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)

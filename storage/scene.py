@@ -38,6 +38,8 @@ from storage.groups import (
     create_array,
     create_group,
     disk_errors,
+    drop_chunk,
+    has_array,
     open_array,
     open_group,
     tree_bytes,
@@ -244,7 +246,7 @@ class Scene:
 
     def create_gaussians(self, steps: Steps, *, capacity: int) -> None:
         """Make the array of Gaussians, unless it is there already."""
-        if _GAUSSIANS in self._group:
+        if has_array(self._group, _GAUSSIANS):
             return
         rows, cols = self.grid.shape
         parameters = GEOMETRY_PARAMETERS + self.bands
@@ -282,21 +284,24 @@ class Scene:
         for i, line in enumerate(tiles):
             for j, gaussians in enumerate(line):
                 rows[i, j, : len(gaussians)] = gaussians.to_rows()
+        height, width = self.shard_shape
         with disk_errors(self.path):
+            drop_chunk(array, where[0].start // height, where[1].start // width, 0, 0)
             array[where] = rows
 
     def write_tiles(self, table: NDArray[np.int32]) -> None:
         """Write each tile's count and reach, ``(rows, cols, 2)``, and note the arrays' digests."""
-        create_array(
-            self._group,
-            _TILES,
-            shape=table.shape,
-            chunks=table.shape,
-            dtype="int32",
-            compressors=CHECKED,
-            fill_value=-1,
-            overwrite=True,
-        )[:] = table
+        with disk_errors(self.path):
+            create_array(
+                self._group,
+                _TILES,
+                shape=table.shape,
+                chunks=table.shape,
+                dtype="int32",
+                compressors=CHECKED,
+                fill_value=-1,
+                overwrite=True,
+            )[:] = table
         self._arrays.pop(_TILES, None)
         self.update(arrays={name: self._array_digest(name) for name in (_GAUSSIANS, _TILES)})
 

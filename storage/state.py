@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from smartsplat.errors import StoreError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Gaussians
 from smartsplat.geometry import TileGrid, TileId
-from storage.groups import CHECKED, create_array, open_array
+from storage.groups import CHECKED, create_array, has_array, open_array
 from storage.ledger import Ledger
 
 REPORT_FIELDS = ("count", "loss_before", "loss_after", "squared_error", "weight", "color_low", "color_high")
@@ -46,7 +46,7 @@ class SweepState:
     @classmethod
     def open_or_create(cls, group: zarr.Group, sweep: int, *, grid: TileGrid, capacity: int, bands: int) -> SweepState:
         """Return the state of `sweep` in `group`, made on first use with room for `capacity` Gaussians a tile."""
-        if f"state-{sweep}-reports" in group:
+        if has_array(group, f"state-{sweep}-reports"):
             return cls.open(group, sweep, grid=grid)
         parameters = GEOMETRY_PARAMETERS + bands
         create_array(

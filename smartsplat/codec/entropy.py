@@ -76,11 +76,11 @@ def encode_integers(values: NDArray[np.int64]) -> bytes:
     Raises
     ------
     ValueError
-        If the values span ``2^52`` or more.
+        If the values span ``2^52`` or more, or the lowest is that far from 0.
     """
     low = int(values.min())
     offsets = values - low
-    if int(offsets.max()) >> _LARGEST_BITS:
+    if int(offsets.max()) >> _LARGEST_BITS or abs(low) >> _LARGEST_BITS:
         raise ValueError(f"integers from {low} to {int(values.max())} span too much to be written")
     lengths = _bit_lengths(offsets)
     extra = np.where(offsets < _DIRECT, 0, lengths - 2)
