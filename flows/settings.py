@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from importlib import resources
@@ -90,6 +91,6 @@ def parse_bytes(text: str) -> int:
         value = float(match[1]) * _UNITS[match[2].upper()] if match else 0.0
     except (KeyError, ValueError):
         value = 0.0
-    if value < 1:
+    if not 1 <= value < math.inf:
         raise ConfigError(f"{text!r} is not a size; write it like 4GiB or 500M")
     return int(value)

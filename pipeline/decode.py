@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,7 +211,10 @@ def _bounds(part: Any, size: int) -> tuple[int, int, bool]:
         if step != 1:
             raise IndexError(f"step {step} is not supported: render with a scale instead")
         return start, max(start, stop), False
-    at = part.__index__()
+    try:
+        at = operator.index(part)
+    except TypeError as error:
+        raise IndexError(f"{part!r} is not supported: index a scene with integers, slices and ...") from error
     if not -size <= at < size:
         raise IndexError(f"index {at} is out of bounds for an axis of {size} px")
     return at % size, at % size + 1, True

@@ -14,7 +14,10 @@ from typing import Any, Protocol, Self, TypeVar
 Job = TypeVar("Job")
 
 _IN_FLIGHT_A_WORKER = 3
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_WORKER_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "MALLOC_ARENA_MAX": "2",  # else each of a worker's helper threads keeps freed images of its own
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ class DaskExecutor:
                         scheduler_kwargs={"dashboard": False},
                         memory_limit=None,
                         silence_logs=logging.ERROR,
-                        env=dict.fromkeys(_THREAD_VARIABLES, "1"),
+                        env=_WORKER_ENVIRONMENT,
                     )
                 address = stack.enter_context(cluster)
             self._client = stack.enter_context(Client(address, set_as_default=False))

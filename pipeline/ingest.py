@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.run import Run
 from smartsplat.normalization import Normalization
-from storage.groups import disk_errors
+from storage.groups import disk_errors, has_array
 from storage.pixels import STRIP_HEIGHT, PixelStore
 from storage.source import read_strips
 
@@ -21,7 +21,7 @@ def ingest(run: Run) -> None:
     """
     source, work = run.plan.source, run.scene.work(writable=True)
     with disk_errors(run.scene.path):
-        if "strips" in work:
+        if has_array(work, "strips"):
             pixels = PixelStore.open(work)
         else:
             pixels = PixelStore.create(work, shape=source.shape, dtype=source.dtype)

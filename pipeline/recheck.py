@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
 from smartsplat.geometry import TileId
-from storage.groups import sweep_partials
+from storage.groups import disk_errors, has_array, sweep_partials
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
@@ -25,15 +25,21 @@ def recheck(scene: Scene) -> None:
     made from that stays valid.
     """
     sweep_partials(scene.path)
-    work = scene.work(writable=True)
-    struck = PixelStore.open(work).recheck() if "strips" in work else 0
-    for sweep in range(scene.manifest.config.fit.sweeps + 2):
-        if f"state-{sweep}-reports" in work:
-            struck += SweepState.open(work, sweep, grid=scene.grid).recheck()
-    if "encoded" in work:
-        struck += _recheck_shards(scene, Ledger.open(work, "encoded"))
+    with disk_errors(scene.path):
+        struck = _strike_damaged(scene)
     if struck:
         logger.warning("%s: %d damaged pieces of an earlier run are done again", scene.path, struck)
+
+
+def _strike_damaged(scene: Scene) -> int:
+    work = scene.work(writable=True)
+    struck = PixelStore.open(work).recheck() if has_array(work, "strips") else 0
+    for sweep in range(scene.manifest.config.fit.sweeps + 2):
+        if has_array(work, f"state-{sweep}-reports"):
+            struck += SweepState.open(work, sweep, grid=scene.grid).recheck()
+    if has_array(work, "encoded"):
+        struck += _recheck_shards(scene, Ledger.open(work, "encoded"))
+    return struck
 
 
 def _recheck_shards(scene: Scene, ledger: Ledger) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
+from storage.groups import has_array
 from storage.ledger import Ledger
 from storage.scene import Scene
 
@@ -64,4 +65,4 @@ def _stages(scene: Scene, failures: dict[str, dict[str, str]]) -> Iterator[dict[
 def _done(scene: Scene, ledger: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return which jobs a ledger has; none if the stage has not begun."""
     work = scene.work()
-    return Ledger.open(work, ledger).done() if ledger in work else np.zeros(shape, np.bool_)
+    return Ledger.open(work, ledger).done() if has_array(work, ledger) else np.zeros(shape, np.bool_)
