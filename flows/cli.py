@@ -215,6 +215,7 @@ def verify(scene: SceneArgument, as_json: Json = False) -> None:
 def main() -> None:
     """Run the command."""
     logging.basicConfig(level=logging.WARNING, format="smartsplat: %(message)s")
+    logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings become errors of ours, said once
     app()
 
 

@@ -71,8 +71,9 @@ class LineProgress:
             self._say(note)
 
     def finish(self) -> None:
-        """Say how it ended."""
-        self._say(f"{time.monotonic() - self._started:.1f} s")
+        """Say how it ended, unless it failed: the error says that."""
+        if self._done >= self._total:
+            self._say(f"{time.monotonic() - self._started:.1f} s")
 
     def _say(self, note: str) -> None:
         print(f"{self._stage}: {self._done}/{self._total}  {note}".rstrip(), file=sys.stderr, flush=True)

@@ -150,7 +150,8 @@ def compress(
     True
     """
     if config is None:
-        config = SceneConfig(nominal_ratio=ratio or (None if gaussians else 100), count=gaussians)
+        default = 100 if gaussians is None else None
+        config = SceneConfig(nominal_ratio=default if ratio is None else ratio, count=gaussians)
     elif ratio is not None or gaussians is not None:
         raise ConfigError("give either a config, or a ratio or a number of Gaussians")
     preparation = prepare(source, Path(scene), config=config, resources=resources or Resources())

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from pipeline.jobs import run_jobs
 from pipeline.plan import ScenePlan
 from pipeline.rate import final_steps
 from pipeline.run import Run
@@ -34,16 +33,12 @@ def encode(run: Run) -> None:
     done = ledger.done()
     shards = list(scene.shards())
     missing = [where for where in shards if not done[where].all()]
-    if missing:
-        run_jobs(
-            encode_one,
-            [ShardJob(plan=run.plan, path=str(scene.path), where=where, steps=steps) for where in missing],
-            executor=run.executor,
-            progress=run.progress,
-            record_failures=lambda failures: run.scene.record_failures("encode", failures),
-            stage="encode",
-            done=len(shards) - len(missing),
-        )
+    run.run_stage(
+        "encode",
+        encode_one,
+        [ShardJob(plan=run.plan, path=str(scene.path), where=where, steps=steps) for where in missing],
+        done=len(shards) - len(missing),
+    )
     scene.write_tiles(ledger.read_all().astype(np.int32))
     budget = run.plan.byte_budget
     if budget is not None and scene.nbytes > budget:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import SceneView
-from pipeline.jobs import run_jobs
 from pipeline.progress import NoProgress, Progress
 from pipeline.run import Run
 from smartsplat.errors import ConfigError, StoreError
@@ -52,14 +51,8 @@ class ScoreJob:
 def score_scene(run: Run) -> None:
     """Score the encoded scene against the staged image, and keep the result in its manifest."""
     pieces = _pieces(run.scene.manifest.shape)
-    sums = run_jobs(
-        score_one,
-        [ScoreJob(path=str(run.scene.path), core=pieces.core(piece), engine=run.engine) for piece in pieces],
-        executor=run.executor,
-        progress=run.progress,
-        record_failures=lambda failures: run.scene.record_failures("evaluate", failures),
-        stage="evaluate",
-    )
+    jobs = [ScoreJob(path=str(run.scene.path), core=pieces.core(piece), engine=run.engine) for piece in pieces]
+    sums = run.run_stage("evaluate", score_one, jobs)
     total = sum(sums, ErrorSums.zero(run.scene.bands))
     run.scene.update(quality=quality_dict(quality(total, peak=run.normalization.span)))
 

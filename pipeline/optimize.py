@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.jobs import run_jobs
 from pipeline.rate import shape_steps
 from pipeline.run import Run, TileJob, read_target, tile_job
 from smartsplat.codec import Steps, requantized
@@ -73,17 +72,13 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, config: FitConfig, st
     done = _open_sweep(run, sweep).reports.done()
     tiles = run.scene.grid.of_color(color)
     missing = [tile for tile in tiles if not done[tile.row, tile.col]]
-    if missing:
-        run_jobs(
-            fit_one,
-            [FitJob(tile=tile_job(run, tile), sweep=sweep, config=config, steps=steps) for tile in missing],
-            executor=run.executor,
-            progress=run.progress,
-            record_failures=lambda failures: run.scene.record_failures(name, failures),
-            stage=name,
-            done=len(tiles) - len(missing),
-            note=_psnr_note,
-        )
+    run.run_stage(
+        name,
+        fit_one,
+        [FitJob(tile=tile_job(run, tile), sweep=sweep, config=config, steps=steps) for tile in missing],
+        done=len(tiles) - len(missing),
+        note=_psnr_note,
+    )
 
 
 def fit_one(job: FitJob) -> FitReport:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.jobs import run_jobs
 from pipeline.plan import FILL_AIM, METADATA_BYTES, ScenePlan
 from pipeline.run import Run, TileJob, tile_job
 from smartsplat.codec import Steps, encode_tile
@@ -118,16 +117,12 @@ def _measure(run: Run, stage: str, *, ledger: str, sweep: int, ladder: tuple[Ste
     with disk_errors(run.scene.path):
         done = Ledger.open_or_create(run.scene.work(writable=True), ledger, jobs=grid.shape, fields=len(ladder)).done()
     missing = [tile for tile in grid if not done[tile.row, tile.col]]
-    if missing:
-        run_jobs(
-            measure_one,
-            [RateJob(tile=tile_job(run, tile), sweep=sweep, ladder=ladder, ledger=ledger) for tile in missing],
-            executor=run.executor,
-            progress=run.progress,
-            record_failures=lambda failures: run.scene.record_failures(stage, failures),
-            stage=stage,
-            done=len(grid) - len(missing),
-        )
+    run.run_stage(
+        stage,
+        measure_one,
+        [RateJob(tile=tile_job(run, tile), sweep=sweep, ladder=ladder, ledger=ledger) for tile in missing],
+        done=len(grid) - len(missing),
+    )
 
 
 def _finest_that_fits(run: Run, ledger: str, factors: tuple[float, ...]) -> float:

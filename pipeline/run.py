@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pipeline.executors import Executor
+from pipeline.jobs import run_jobs
 from pipeline.plan import ScenePlan
 from pipeline.progress import Progress
 from smartsplat.errors import StoreError
@@ -13,6 +16,8 @@ from smartsplat.normalization import Normalization, pixel_weight
 from smartsplat.optim import TileTarget
 from storage.pixels import PixelStore
 from storage.scene import Scene
+
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,29 @@ class Run:
         if self.scene.manifest.normalization is None:
             raise StoreError(f"{self.scene.path}: the image is not staged yet")
         return self.scene.manifest.normalization
+
+    def run_stage(
+        self,
+        stage: str,
+        function: Callable[[Job], Any],
+        jobs: Sequence[Job],
+        *,
+        done: int = 0,
+        note: Callable[[Any], str] | None = None,
+    ) -> list[Any]:
+        """Return the result of each job of a stage, `done` others being finished (see `pipeline.jobs.run_jobs`)."""
+        if not jobs:
+            return []
+        return run_jobs(
+            function,
+            jobs,
+            executor=self.executor,
+            progress=self.progress,
+            record_failures=lambda failures: self.scene.record_failures(stage, failures),
+            stage=stage,
+            done=done,
+            note=note,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

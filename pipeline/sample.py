@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.jobs import run_jobs
 from pipeline.run import Run, TileJob, read_target, tile_job
 from smartsplat.budget import SamplingPlan, TileStats, plan_sampling
 from smartsplat.geometry import Region, TileGrid
@@ -29,16 +28,7 @@ def survey(run: Run) -> None:
     with disk_errors(run.scene.path):
         done = Ledger.open_or_create(work, "survey", jobs=grid.shape, fields=len(_FIELDS)).done()
     missing = [tile for tile in grid if not done[tile.row, tile.col]]
-    if missing:
-        run_jobs(
-            survey_one,
-            [tile_job(run, tile) for tile in missing],
-            executor=run.executor,
-            progress=run.progress,
-            record_failures=lambda failures: run.scene.record_failures("survey", failures),
-            stage="survey",
-            done=len(grid) - len(missing),
-        )
+    run.run_stage("survey", survey_one, [tile_job(run, tile) for tile in missing], done=len(grid) - len(missing))
 
 
 def survey_one(job: TileJob) -> None:
@@ -74,16 +64,7 @@ def sample(run: Run) -> None:
         for tile, count in zip(scene.grid, counts, strict=True)
         if not done[tile.row, tile.col]
     ]
-    if missing:
-        run_jobs(
-            sample_one,
-            missing,
-            executor=run.executor,
-            progress=run.progress,
-            record_failures=lambda failures: run.scene.record_failures("sample", failures),
-            stage="sample",
-            done=len(scene.grid) - len(missing),
-        )
+    run.run_stage("sample", sample_one, missing, done=len(scene.grid) - len(missing))
 
 
 def sample_one(job: TileJob) -> None:
