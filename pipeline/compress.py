@@ -211,7 +211,8 @@ def prepare(source: str | Path, path: Path, *, config: SceneConfig, resources: R
     manifest = Scene.open(path).manifest
     if manifest.digest != plan.digest:
         raise ConfigError(_differences(path, manifest, plan))
-    _check_writable(path)
+    if not manifest.complete:
+        _check_writable(path)
     return Preparation(path=path, plan=plan, resources=resources, exists=True, finished=manifest.complete)
 
 

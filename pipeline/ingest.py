@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.executors import release_memory
 from pipeline.run import Run
 from smartsplat.normalization import Normalization
 from storage.groups import disk_errors, has_array
@@ -28,6 +29,7 @@ def ingest(run: Run) -> None:
         done = pixels.strips_done()
         if not done.all():
             _write_missing(run, pixels, first=int(np.argmin(done)), done=done)
+            release_memory()  # libvips' and our own strips, before the workers ask for theirs
     low, high = pixels.value_range()
     run.scene.update(normalization=Normalization.of_range(low, high, dtype=pixels.dtype))
 

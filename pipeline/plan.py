@@ -20,8 +20,8 @@ from storage.source import SourceInfo
 FILL_AIM = 0.96
 """Share of the byte budget that rate control aims at; the rest is what a file system adds for folders and blocks."""
 
-METADATA_BYTES = 2700
-"""Most bytes of a scene's own JSON: three small files."""
+METADATA_BYTES = 2500
+"""Usual bytes of a scene's own JSON: three small files."""
 
 TILE_OVERHEAD_BYTES = 110
 """Bytes of a tile apart from its Gaussians: stream headers, code tables, checksum, its place in the shard's index."""

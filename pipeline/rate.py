@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.plan import FILL_AIM, METADATA_BYTES, ScenePlan
+from pipeline.plan import FILL_AIM, ScenePlan
 from pipeline.run import Run, TileJob, tile_job
 from smartsplat.codec import Steps, encode_tile
 from smartsplat.errors import BudgetError
@@ -145,4 +145,4 @@ def _container_bytes(scene: Scene) -> int:
     slots = shards * height * width
     empty = (slots - len(scene.grid)) * _EMPTY_BYTES
     table = 64 + 8 * len(scene.grid)
-    return METADATA_BYTES + table + empty + slots * (_CRC_BYTES + _INDEX_BYTES) + shards * _CRC_BYTES
+    return scene.metadata_bytes + table + empty + slots * (_CRC_BYTES + _INDEX_BYTES) + shards * _CRC_BYTES

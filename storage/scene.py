@@ -49,6 +49,9 @@ SCENE_FORMAT = 1
 SHARD_TILES = 8
 """Tiles along a side of a shard: one shard is one file, and has one writer."""
 
+_ARRAYS_BYTES = 1500  # the metadata of both arrays
+_LATER_BYTES = 250  # what the manifest gains at the end: quality, and the arrays' digests
+
 _ATTRIBUTE = "smartsplat"
 _GAUSSIANS, _TILES, _WORK = "gaussians", "tiles", "work"
 
@@ -203,6 +206,11 @@ class Scene:
     def nbytes(self) -> int:
         """Bytes of all the scene's files, working data left out."""
         return tree_bytes(self.path, without=_WORK)
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes that the finished scene's JSON will take, at most."""
+        return (self.path / "zarr.json").stat().st_size + _LATER_BYTES + _ARRAYS_BYTES
 
     @property
     def measured_ratio(self) -> float:

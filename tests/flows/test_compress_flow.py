@@ -1,0 +1,52 @@
+"""The journey as a Prefect flow makes the same bytes, in few tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.settings import preset_names, scene_config
+from pipeline.compress import prepare, steps
+from pipeline.executors import SerialExecutor
+from pipeline.plan import Resources
+from pipeline.progress import NoProgress
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_flow_makes_the_same_bytes(compressed, photo_file, quick, tmp_path):
+    scene = tmp_path / "flow.zarr"
+    home = tmp_path / "prefect"
+    environment = os.environ | {"PREFECT_HOME": str(home)}
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "compress", str(photo_file), str(scene)]
+    # Files, not pipes: a temporary server that outlives the run would keep a pipe open.
+    with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
+        done = subprocess.run(
+            [*command, *quick, "--flow", "--json"], env=environment, stdout=stdout, stderr=stderr, timeout=200
+        )
+    assert done.returncode == 0, (tmp_path / "stderr").read_text()[-2000:]
+    assert json.loads((tmp_path / "stdout").read_text())["scene"] == str(scene)
+    assert contents(scene) == contents(compressed[0])
+    assert home.is_dir(), "Prefect keeps its data where it is told"
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_flow_has_a_hundred_tasks_at_the_most_whatever_the_number_of_tiles(preset, tmp_path):
+    Image.fromarray(np.zeros((300, 400), np.uint8)).save(tmp_path / "a.png")
+    counts = []
+    for tile in (8, 100):
+        config = scene_config(preset, gaussians=10, tile=tile, halo=1)
+        path = tmp_path / f"{tile}.zarr"
+        preparation = prepare(tmp_path / "a.png", path, config=config, resources=Resources(executor="serial"))
+        counts.append(len(steps(preparation, SerialExecutor(threads=1), progress=NoProgress())))
+    assert counts[0] == counts[1] <= 100
