@@ -49,8 +49,8 @@ SCENE_FORMAT = 1
 SHARD_TILES = 8
 """Tiles along a side of a shard: one shard is one file, and has one writer."""
 
-_ARRAYS_BYTES = 1500  # the metadata of both arrays
-_LATER_BYTES = 250  # what the manifest gains at the end: quality, and the arrays' digests
+_ARRAYS_BYTES = 1400  # the metadata of both arrays
+_LATER_BYTES = 240  # what Zarr adds to the manifest, and it gains at the end: quality, and the arrays' digests
 
 _ATTRIBUTE = "smartsplat"
 _GAUSSIANS, _TILES, _WORK = "gaussians", "tiles", "work"
@@ -209,8 +209,9 @@ class Scene:
 
     @property
     def metadata_bytes(self) -> int:
-        """Bytes that the finished scene's JSON will take, at most."""
-        return (self.path / "zarr.json").stat().st_size + _LATER_BYTES + _ARRAYS_BYTES
+        """Bytes that the finished scene's JSON will take, at most; the same whenever it is asked."""
+        bare = dataclasses.replace(self.manifest, arrays={}, quality=None, complete=False)
+        return len(json.dumps(bare.to_attributes())) + _LATER_BYTES + _ARRAYS_BYTES
 
     @property
     def measured_ratio(self) -> float:

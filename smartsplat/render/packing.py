@@ -89,8 +89,8 @@ def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], G
     ...     means=np.array([[8.0, 8.0]]), scales=np.full((1, 2), 4.0), rotations=np.zeros(1), colors=np.ones((1, 1))
     ... )
     >>> means, seen = resample(one, 0.25)
-    >>> means.tolist(), seen.scales.round(3).tolist(), seen.colors.round(3).tolist()
-    ([[2.0, 2.0]], [[1.038, 1.038]], [[0.928]])
+    >>> means.tolist(), seen.scales.round(3), seen.colors.round(3)
+    ([[2.0, 2.0]], array([[1.038, 1.038]], dtype=float32), array([[0.928]], dtype=float32))
     """
     means = (gaussians.means.astype(np.float64) + gaussians.origin) * scale
     if scale == 1:
