@@ -254,7 +254,7 @@ def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
     return round(images + busiest * 40 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
 
 
-CLIENT_BYTES = 340 * MIB
+CLIENT_BYTES = 260 * MIB
 """Measured: this process with its libraries, the scheduler among them."""
 
 WORKER_BYTES = 290 * MIB
