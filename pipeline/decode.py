@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_SCALE = 64.0
 _STRIP_PIXELS = 4 << 20  # of the output, rendered at a time
 _LEAST_STRIP_ROWS = 256
 _CACHE_BYTES = 64 << 20
+_TILES_A_READ = 16
 _BOX_REACH = CUTOFF / math.sqrt(12)  # a pixel's box filter widens footprints by at most this many output pixels
 
 
@@ -167,21 +168,40 @@ class SceneView:
         tiles = tiles_reaching(
             self._tiles, self._scene.grid, _scene_region(output, scale), slack=math.ceil(_BOX_REACH / scale)
         )
-        sets = [self.tile(tile) for tile in tiles] or [Gaussians.empty(bands=self.shape[2])]
+        sets = self._gaussians_of(tiles) or [Gaussians.empty(bands=self.shape[2])]
         return render(sets, output, scale=scale, engine=self._engine)
 
-    def tile(self, tile: TileId) -> Gaussians:
-        """Return one tile's Gaussians."""
-        if tile in self._cache:
-            self._cache.move_to_end(tile)
-            return self._cache[tile]
-        gaussians = self._scene.read_tile(tile, count=int(self._tiles[tile.row, tile.col, 0]))
+    def _gaussians_of(self, tiles: Sequence[TileId]) -> list[Gaussians]:
+        """Return the tiles' Gaussians, from the cache or else from the store, neighbours in one read."""
+        found = {tile: self._cache[tile] for tile in tiles if tile in self._cache}
+        for line in _adjacent([tile for tile in tiles if tile not in found]):
+            counts = [int(self._tiles[tile.row, tile.col, 0]) for tile in line]
+            found |= zip(line, self._scene.read_tiles(line[0], counts=counts), strict=True)
+        for tile in tiles:
+            self._keep(tile, found[tile])
+        return [found[tile] for tile in tiles]
+
+    def _keep(self, tile: TileId, gaussians: Gaussians) -> None:
+        """Move a tile to the fresh end of the cache, and drop the stalest ones beyond its size."""
+        if tile not in self._cache:
+            self._cached_bytes += gaussians.to_rows().nbytes
         self._cache[tile] = gaussians
-        self._cached_bytes += gaussians.to_rows().nbytes
+        self._cache.move_to_end(tile)
         while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
             _, dropped = self._cache.popitem(last=False)
             self._cached_bytes -= dropped.to_rows().nbytes
-        return gaussians
+
+
+def _adjacent(tiles: Sequence[TileId]) -> list[list[TileId]]:
+    """Return the tiles, which come row by row, in lines of neighbours, none longer than one read should be."""
+    lines: list[list[TileId]] = []
+    for tile in tiles:
+        last = lines[-1] if lines else []
+        if last and len(last) < _TILES_A_READ and tile == TileId(last[-1].row, last[-1].col + 1):
+            last.append(tile)
+        else:
+            lines.append([tile])
+    return lines
 
 
 def _scene_region(output: Region, scale: float) -> Region:

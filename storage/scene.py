@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from zarr.codecs import Crc32cCodec
 from smartsplat.codec import Steps
 from smartsplat.config import SceneConfig, digest_of
 from smartsplat.errors import SmartsplatError, StoreError
-from smartsplat.gaussians import GEOMETRY_PARAMETERS, Gaussians
+from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId
 from smartsplat.normalization import Normalization
 from storage.codecs import GaussiansCodec
@@ -51,6 +51,8 @@ SHARD_TILES = 8
 
 _ARRAYS_BYTES = 1400  # the metadata of both arrays
 _LATER_BYTES = 240  # what Zarr adds to the manifest, and it gains at the end: quality, and the arrays' digests
+
+_DAMAGE = (ValueError, RuntimeError, OSError, SmartsplatError)  # what Zarr and our codec raise on damaged bytes
 
 _ATTRIBUTE = "smartsplat"
 _GAUSSIANS, _TILES, _WORK = "gaussians", "tiles", "work"
@@ -330,6 +332,21 @@ class Scene:
             raise StoreError(f"{self.path}: the table of tiles is missing or damaged")
         return table
 
+    def read_tiles(self, first: TileId, *, counts: Sequence[int]) -> list[Gaussians]:
+        """Return the Gaussians of adjacent tiles of one row, in one read: `first` and those to its right.
+
+        Raises
+        ------
+        StoreError
+            Naming the tile, if one is missing or damaged.
+        """
+        tiles = [TileId(first.row, first.col + i) for i in range(len(counts))]
+        try:
+            block = np.asarray(self._array(_GAUSSIANS)[first.row, first.col : first.col + len(counts)])
+        except _DAMAGE:  # one by one, to tell which
+            return [self.read_tile(tile, count=count) for tile, count in zip(tiles, counts, strict=True)]
+        return [self._checked(tile, rows, count) for tile, rows, count in zip(tiles, block, counts, strict=True)]
+
     def read_tile(self, tile: TileId, *, count: int) -> Gaussians:
         """Return one tile's Gaussians, of which the table says there are `count`.
 
@@ -340,8 +357,11 @@ class Scene:
         """
         try:
             rows = np.asarray(self._array(_GAUSSIANS)[tile.row, tile.col])
-        except (ValueError, RuntimeError, OSError, SmartsplatError) as error:
+        except _DAMAGE as error:
             raise StoreError(f"{self.path}: tile {tile} is damaged ({' '.join(str(error).split())})") from error
+        return self._checked(tile, rows, count)
+
+    def _checked(self, tile: TileId, rows: Floats, count: int) -> Gaussians:
         found = int((~np.isnan(rows[:, 0])).sum())
         if found != count:
             raise StoreError(f"{self.path}: tile {tile} holds {found} Gaussians where {count} were written")

@@ -68,10 +68,29 @@ def pack(sets: Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> Pa
     scale
         Output pixels per scene pixel. See `resample`.
     """
-    starts = np.cumsum([0] + [len(gaussians) for gaussians in sets])
-    parts = [_pack_one(one, region, scale=scale, start=start) for one, start in zip(sets, starts, strict=False)]
+    resampled = [resample(one, scale) for one in sets]
+    means = np.concatenate([part for part, _ in resampled])
+    seen = Gaussians.from_rows(np.concatenate([part.to_rows() for _, part in resampled]))
+    # Split before the region's origin comes in: taking it from a mean of a zoomed grid rounds, and so differently for
+    # each region.
+    cells = np.floor(means)
+    fractions = means - cells
+    cells -= region.origin
+    means = cells + fractions
+    extents = half_extents(seen)
+    inside = (means + extents > 0) & (means - extents < region.shape)
+    meets: NDArray[np.bool_] = np.logical_and.reduce(inside, axis=1)
+    if not meets.all():
+        cells, fractions, seen, extents = cells[meets], fractions[meets], seen.select(meets), extents[meets]
+    # A mean far outside belongs to a footprint that misses the region, so what is left fits int32.
     return PackedGaussians(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in PackedGaussians.__slots__}
+        cells=cells.astype(np.int32),
+        fractions=fractions.astype(np.float32),
+        whitening=_whitening(seen),
+        extents=extents,
+        slopes=_slopes(seen, extents),
+        colors=seen.colors,
+        index=np.flatnonzero(meets),
     )
 
 
@@ -106,31 +125,6 @@ def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], G
         colors=(gaussians.colors * gain).astype(np.float32),
     )
     return means, seen
-
-
-def _pack_one(gaussians: Gaussians, region: Region, *, scale: float, start: int) -> PackedGaussians:
-    means, seen = resample(gaussians, scale)
-    # Split before the region's origin comes in: taking it from a mean of a zoomed grid rounds, and so differently for
-    # each region.
-    cells = np.floor(means)
-    fractions = means - cells
-    cells -= region.origin
-    means = cells + fractions
-    extents = half_extents(seen)
-    inside = (means + extents > 0) & (means - extents < region.shape)
-    meets: NDArray[np.bool_] = np.logical_and.reduce(inside, axis=1)
-    if not meets.all():
-        cells, fractions, seen, extents = cells[meets], fractions[meets], seen.select(meets), extents[meets]
-    # A mean far outside belongs to a footprint that misses the region, so what is left fits int32.
-    return PackedGaussians(
-        cells=cells.astype(np.int32),
-        fractions=fractions.astype(np.float32),
-        whitening=_whitening(seen),
-        extents=extents,
-        slopes=_slopes(seen, extents),
-        colors=seen.colors,
-        index=start + np.flatnonzero(meets),
-    )
 
 
 def _whitening(gaussians: Gaussians) -> Floats:

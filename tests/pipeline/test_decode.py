@@ -14,6 +14,7 @@ from pipeline.decode import SceneView, open_scene
 from pipeline.export import export
 from smartsplat.config import FitConfig
 from smartsplat.errors import ConfigError, SinkError, StoreError
+from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region, TileId
 from storage.scene import tiles_reaching
 from storage.source import read_info, read_strips
@@ -185,10 +186,13 @@ def test_a_damaged_tile_spoils_only_the_regions_it_touches(scale, photo_scene, p
 def test_a_region_reads_no_tile_that_does_not_reach_it(photo_scene, photo_view, monkeypatch):
     view = open_scene(photo_scene)
     read: list[TileId] = []
-    original = view._scene.read_tile
-    monkeypatch.setattr(
-        view._scene, "read_tile", lambda tile, *, count: (read.append(tile), original(tile, count=count))[1]
-    )
+    original = view._scene.read_tiles
+
+    def spy(first: TileId, *, counts: list[int]) -> list[Gaussians]:
+        read.extend(TileId(first.row, first.col + i) for i in range(len(counts)))
+        return original(first, counts=counts)
+
+    monkeypatch.setattr(view._scene, "read_tiles", spy)
     region, tile, _ = far_and_near(photo_view)
     view.render(region)
     assert 0 < len(read) == len(set(read)) < 20
