@@ -17,7 +17,7 @@ from storage.pixels import STRIP_HEIGHT
 from storage.scene import SHARD_TILES
 from storage.source import SourceInfo
 
-FILL_AIM = 0.96
+FILL_AIM = 0.945
 """Share of the byte budget that rate control aims at; the rest is what a file system adds for folders and blocks."""
 
 METADATA_BYTES = 2500
