@@ -15,11 +15,14 @@ from typing import Any, Protocol, Self, TypeVar
 Job = TypeVar("Job")
 
 _IN_FLIGHT_A_WORKER = 3
-_WORKER_ENVIRONMENT = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+# Set for a moment in this process too, where numba must not see a number of threads that is not its own.
+_ENVIRONMENT_BEFORE_START = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "MALLOC_ARENA_MAX": "2",  # else each of a worker's helper threads keeps freed images of its own
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it grows with every call it sees
 }
+
+_WORKER_ENVIRONMENT = {"NUMBA_NUM_THREADS": "1"}
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _KEPT_BYTES, _LARGEST_KEPT = 1 << 30, 1 << 25
@@ -113,7 +116,7 @@ class DaskExecutor:
             address: Any = self._scheduler
             if address is None:
                 # Set before a worker starts, as its C library reads the environment once.
-                environment = set_dask_config({"distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT})
+                environment = set_dask_config({"distributed.nanny.pre-spawn-environ": _ENVIRONMENT_BEFORE_START})
                 with _interrupts_ignored(), environment:
                     cluster = LocalCluster(
                         n_workers=self._workers,
@@ -124,6 +127,7 @@ class DaskExecutor:
                         scheduler_kwargs={"dashboard": False},
                         memory_limit=None,
                         silence_logs=logging.ERROR,
+                        env=_WORKER_ENVIRONMENT,
                     )
                 address = stack.enter_context(cluster)
             self._client = stack.enter_context(Client(address, set_as_default=False))
