@@ -5,6 +5,10 @@ ellipse crosses follow in closed form, so most evaluated pixels lie in the footp
 of vector instructions (`lanes`). Images are planar while worked on, with `LANES` spare columns on both sides so that a
 strip never needs cutting.
 
+Within a band of rows, Gaussians are drawn block by block from left to right, and gathered likewise: what they touch
+stays in the cache, so a pixel costs the same in a large image as in a small one. Which block a Gaussian is in does not
+depend on the region.
+
 No two threads write the same pixel or the same Gaussian and every sum has a fixed order, so the bits do not depend on
 the number of threads. A strip is evaluated the same way wherever the region's edge lies, so neither do they depend on
 the region.
@@ -21,24 +25,15 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from smartsplat.gaussians import Floats, Gaussians
+from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.footprint import CUTOFF
-from smartsplat.render.lanes import (
-    LANES,
-    add_changed,
-    add_moments,
-    add_pull,
-    add_weighted,
-    clear_pull,
-    evaluate,
-    lane_sum,
-    log_changes,
-)
-from smartsplat.render.packing import LOG2_SCALE, PackedGaussians, pack
+from smartsplat.render.lanes import LANES, draw_strip, gather_strip, take_sum
+from smartsplat.render.packing import WHITENED_UNIT, PackedGaussians, pack
 
 BAND_ROWS = 64
 _GAUSSIANS_A_TASK = 32
+_ROWS_A_SUM = 128  # rows that lanes may add up in float32
 _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in float32
 
 # `contract` lets a multiply and an add become one instruction. Anything stronger (reordering, no NaNs) would cost
@@ -46,6 +41,8 @@ _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in fl
 _jit: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy")
 _jit_parallel: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
 _inline: Any = njit(inline="always", fastmath={"contract"}, error_model="numpy")
+# The sum over a row of pixels may be taken in any order, as long as it is always the same.
+_jit_sums: Any = njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 
 
 @_inline
@@ -57,127 +54,176 @@ def _columns(cell, fraction, extent):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def _rows(left, cell, fraction, extent, slope, depth, top):  # type: ignore[no-untyped-def]
-    """Return the half-open rows that the ellipse crosses in the strip from offset `left` from the mean.
+def _rows(x, cell, fraction, extent, slopes, low, high):  # type: ignore[no-untyped-def]
+    """Return the half-open rows, from `low` to `high`, that the ellipse crosses in the strip from column `x` on.
 
     Over the strip the upper edge ``slope x + CUTOFF sqrt(depth (1 - x^2 / extent^2))`` is concave with its peak at
     column `top`, so it is highest at the column of the strip nearest to `top`; the lower edge is its mirror image.
     """
-    right = min(left + (LANES - 1), extent)
-    left = max(left, -extent)
+    slope, depth, top = slopes[0], slopes[1], slopes[2]
+    left = x - cell[1] + 0.5 - fraction[1]
+    right = min(left + (LANES - 1), extent[1])
+    left = max(left, -extent[1])
     upper_at = min(max(top, left), right)
     lower_at = min(max(-top, left), right)
-    upper = slope * upper_at + CUTOFF * math.sqrt(depth * max(0.0, 1.0 - (upper_at / extent) ** 2))
-    lower = slope * lower_at - CUTOFF * math.sqrt(depth * max(0.0, 1.0 - (lower_at / extent) ** 2))
-    start = cell + math.ceil(lower + fraction - 0.5 - _SLACK)
-    return start, cell + math.floor(upper + fraction - 0.5 + _SLACK) + 1
+    upper = slope * upper_at + CUTOFF * math.sqrt(depth * max(0.0, 1.0 - (upper_at / extent[1]) ** 2))
+    lower = slope * lower_at - CUTOFF * math.sqrt(depth * max(0.0, 1.0 - (lower_at / extent[1]) ** 2))
+    start = cell[0] + math.ceil(lower + fraction[0] - 0.5 - _SLACK)
+    end = cell[0] + math.floor(upper + fraction[0] - 0.5 + _SLACK) + 1
+    return max(start, low), min(end, high)
 
 
 @_jit
-def _bands_of(cells, fractions, extents, height):  # type: ignore[no-untyped-def]
-    """Return which Gaussians touch each band of `BAND_ROWS` rows: list starts, and the lists, in drawing order."""
+def _schedule(cells, fractions, extents, blocks, height):  # type: ignore[no-untyped-def]
+    """Return which Gaussians to draw in each band of `BAND_ROWS` rows, and the order to gather in.
+
+    Starts of the bands' lists, the lists, in order of block and then of drawing, and one list of all Gaussians by
+    first band and block.
+    """
     n, bands = len(cells), (height + BAND_ROWS - 1) // BAND_ROWS
     spans = np.empty((n, 2), np.int64)
-    starts = np.zeros(bands + 1, np.int64)
     for i in range(n):
         centre = cells[i, 0] + fractions[i, 0]
         low = math.floor(centre - extents[i, 0] - 0.5 - _SLACK)
         high = math.ceil(centre + extents[i, 0] - 0.5 + _SLACK)
-        spans[i, 0] = max(0, low // BAND_ROWS)
+        spans[i, 0] = min(max(0, low // BAND_ROWS), max(0, bands - 1))
         spans[i, 1] = min(bands, high // BAND_ROWS + 1)
-        for band in range(spans[i, 0], spans[i, 1]):
-            starts[band + 1] += 1
-    for band in range(bands):
-        starts[band + 1] += starts[band]
-    items = np.empty(starts[bands], np.int64)
-    nexts = starts[:-1].copy()
+    width = (blocks.max() if n else 0) + 1
+    slots = np.zeros(bands * width + 1, np.int64)
+    firsts = np.zeros(max(1, bands) * width + 1, np.int64)
     for i in range(n):
+        firsts[spans[i, 0] * width + blocks[i] + 1] += 1
         for band in range(spans[i, 0], spans[i, 1]):
-            items[nexts[band]] = i
-            nexts[band] += 1
-    return starts, items
+            slots[band * width + blocks[i] + 1] += 1
+    slots, firsts = np.cumsum(slots), np.cumsum(firsts)
+    starts = slots[::width].copy()
+    items, order = np.empty(slots[-1], np.int64), np.empty(n, np.int64)
+    for i in range(n):
+        at = spans[i, 0] * width + blocks[i]
+        order[firsts[at]] = i
+        firsts[at] += 1
+        for band in range(spans[i, 0], spans[i, 1]):
+            at = band * width + blocks[i]
+            items[slots[at]] = i
+            slots[at] += 1
+    return starts, items, order
+
+
+@_jit_sums
+def _subtract(image, target):  # type: ignore[no-untyped-def]
+    """Take `target` from a row of pixels; return the sum of squares left."""
+    total = np.float32(0.0)
+    for x in range(len(image)):
+        image[x] -= target[x]
+        total += image[x] * image[x]
+    return total
+
+
+@_jit_sums
+def _subtract_weighted(image, target, weight):  # type: ignore[no-untyped-def]
+    """Take `target` from a row of pixels and weight what is left; return its weighted sum of squares."""
+    total = np.float32(0.0)
+    for x in range(len(image)):
+        residual = image[x] - target[x]
+        image[x] = weight[x] * residual
+        total += image[x] * residual
+    return total
 
 
 @_jit_parallel
-def _draw(out, starts, items, cells, fractions, whitening, extents, slopes, colors, tangents):  # type: ignore[no-untyped-def]
-    """Add every Gaussian to the planes `out`; with `tangents`, its directional derivative instead.
+def _draw(bands, out, sums, schedule, geometry, colors, tangents, target, weight):  # type: ignore[no-untyped-def]
+    """Fill the planes `out` with all Gaussians.
 
-    `tangents` is ``(N, 5 + C)``: the change of ``ln g`` per ``u, v, u^2, v^2, u v``, then of the colors. Without it
-    (None) the compiler drops that arithmetic.
+    With `tangents` ``(N, 5 + C)``, it is their directional derivative: the change of ``ln g`` per ``u, v, u^2, v^2,
+    u v``, then of the colors. With `target`, it is the difference to that. With `weight`, either is multiplied by it.
+    `sums` takes the (weighted) sum of squares of the difference for each band of rows. Of what is None the compiler
+    drops the arithmetic.
     """
+    starts, items, _ = schedule
+    cells, fractions, whitening, extents, slopes = geometry
     planes, height, pitch = out.shape
     for band in prange(len(starts) - 1):
-        scratch = np.empty((4, LANES), np.float32)
         band_start, band_end = band * BAND_ROWS, min(height, (band + 1) * BAND_ROWS)
+        out[:, band_start:band_end] = np.float32(0.0)
         for j in range(starts[band], starts[band + 1]):
             i = items[j]
-            uy, ux, vy, vx = whitening[i, 0], whitening[i, 1], whitening[i, 2], whitening[i, 3]
             first, strips = _columns(cells[i, 1], fractions[i, 1], extents[i, 1])
             for strip in range(strips):
                 x = first + strip * LANES
                 if x <= -LANES or x >= pitch - 2 * LANES:
                     continue
-                left = x - cells[i, 1] + 0.5 - fractions[i, 1]
-                start, end = _rows(
-                    left, cells[i, 0], fractions[i, 0], extents[i, 1], slopes[i, 0], slopes[i, 1], slopes[i, 2]
-                )
-                dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
-                for y in range(max(start, band_start), min(end, band_end)):
-                    dy = np.float32(y - cells[i, 0]) + (np.float32(0.5) - fractions[i, 0])
-                    evaluate(scratch, dx, dy, uy, ux, vy, vx)
-                    if tangents is not None:
-                        log_changes(
-                            scratch, tangents[i, 0], tangents[i, 1], tangents[i, 2], tangents[i, 3], tangents[i, 4]
-                        )
-                    for plane in range(planes):
-                        at = (plane * height + y) * pitch + x + LANES
-                        if tangents is None:
-                            add_weighted(out, at, scratch, colors[i, plane])
-                        else:
-                            add_changed(out, at, scratch, colors[i, plane], tangents[i, 5 + plane])
+                y, end = _rows(x, cells[i], fractions[i], extents[i], slopes[i], band_start, band_end)
+                if y < end:
+                    dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
+                    dy = np.float32(0.5) - fractions[i, 0]
+                    at, plane = y * pitch + x + LANES, height * pitch
+                    draw_strip(
+                        bands, out, at, pitch, plane, end - y, y - cells[i, 0], dy, dx, i, whitening, colors, tangents
+                    )
+        total = 0.0
+        for plane in range(planes):
+            for y in range(band_start, band_end):
+                out[plane, y, :LANES] = np.float32(0.0)
+                out[plane, y, pitch - LANES :] = np.float32(0.0)
+                if target is not None:
+                    if weight is not None:
+                        total += _subtract_weighted(out[plane, y], target[plane, y], weight[y])
+                    else:
+                        total += _subtract(out[plane, y], target[plane, y])
+                elif weight is not None:
+                    out[plane, y] *= weight[y]
+        sums[band] = total
 
 
 @_jit_parallel
-def _gather(moments, cotangent, cells, fractions, whitening, extents, slopes, colors):  # type: ignore[no-untyped-def]
+def _gather(bands, moments, cotangent, schedule, geometry, colors):  # type: ignore[no-untyped-def]
     """Fill `moments` ``(N, 5 + C)``: for each Gaussian the sums over its footprint that give every gradient.
 
-    With ``t = g sum_c colors_c cotangent_c``: the sums of ``t u, t v, t u^2, t v^2, t u v``, then of
-    ``g cotangent_c`` for each band. Lanes add up in float32 over one strip, strips in float64.
+    They are those of `gather_strip`. Lanes add up in float32 over some rows, and from there on in float64.
     """
-    planes, height, pitch = cotangent.shape
-    n = len(cells)
+    _, _, order = schedule
+    cells, fractions, whitening, extents, slopes = geometry
+    _, height, pitch = cotangent.shape
+    n, kinds = moments.shape
     for task in prange((n + _GAUSSIANS_A_TASK - 1) // _GAUSSIANS_A_TASK):
-        scratch = np.empty((4, LANES), np.float32)
-        sums = np.empty((5 + planes, LANES), np.float32)
-        for i in range(task * _GAUSSIANS_A_TASK, min(n, (task + 1) * _GAUSSIANS_A_TASK)):
-            uy, ux, vy, vx = whitening[i, 0], whitening[i, 1], whitening[i, 2], whitening[i, 3]
+        sums = np.zeros((kinds, LANES), np.float32)
+        for j in range(task * _GAUSSIANS_A_TASK, min(n, (task + 1) * _GAUSSIANS_A_TASK)):
+            i = order[j]
             first, strips = _columns(cells[i, 1], fractions[i, 1], extents[i, 1])
             moments[i] = 0.0
+            rows = 0
             for strip in range(strips):
                 x = first + strip * LANES
                 if x <= -LANES or x >= pitch - 2 * LANES:
                     continue
-                left = x - cells[i, 1] + 0.5 - fractions[i, 1]
-                start, end = _rows(
-                    left, cells[i, 0], fractions[i, 0], extents[i, 1], slopes[i, 0], slopes[i, 1], slopes[i, 2]
-                )
-                dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
-                sums[:] = np.float32(0.0)
-                for y in range(max(start, 0), min(end, height)):
-                    dy = np.float32(y - cells[i, 0]) + (np.float32(0.5) - fractions[i, 0])
-                    evaluate(scratch, dx, dy, uy, ux, vy, vx)
-                    clear_pull(scratch)
-                    for plane in range(planes):
-                        at = (plane * height + y) * pitch + x + LANES
-                        add_pull(sums, 5 + plane, cotangent, at, scratch, colors[i, plane])
-                    add_moments(sums, scratch)
-                for k in range(5 + planes):
-                    moments[i, k] += lane_sum(sums, k)
+                y, end = _rows(x, cells[i], fractions[i], extents[i], slopes[i], 0, height)
+                if y < end:
+                    dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
+                    dy = np.float32(0.5) - fractions[i, 0]
+                    at, plane = y * pitch + x + LANES, height * pitch
+                    gather_strip(
+                        bands, sums, cotangent, at, pitch, plane, end - y, y - cells[i, 0], dy, dx, i, whitening, colors
+                    )
+                    rows += end - y
+                if rows >= _ROWS_A_SUM:
+                    rows = 0
+                    for k in range(kinds):
+                        moments[i, k] += take_sum(sums, k)
+            for k in range(kinds):
+                moments[i, k] += take_sum(sums, k)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operators:
     """The image of a set of Gaussians over one region, and its derivatives there (see `operators`).
+
+    There are two sets of coordinates for a change of the Gaussians. *Rows* are those of `Gaussians.to_rows`. *Whitened*
+    ones are ``(N, 5 + C)`` too, without units: the move of the mean along the Gaussian's own two axes, over the scale
+    there; the relative stretch along each, and the shear (``d ln g = u a + v b + u^2 c + v^2 d + u v e`` with (u, v)
+    the offset from the mean in those coordinates); the colors. In them every Gaussian looks alike, so an optimiser
+    needs no rates of its own for small and large ones.
+
+    Images are ``(height, width, C)`` float32. The methods that name *planes* take and fill arrays from `to_planes`.
 
     Parameters
     ----------
@@ -189,76 +235,120 @@ class Operators:
         Gaussians in the set, those that miss the region included.
     region
         Px.
-    bands
-        Result of the sort into bands of rows.
+    schedule
+        In which order to draw and gather them.
     """
 
     packed: PackedGaussians
     shapes: NDArray[np.float64]
     count: int
     region: Region
-    bands: tuple[NDArray[np.int64], NDArray[np.int64]]
+    schedule: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
     def render(self, *, colors: Floats | None = None) -> Floats:
-        """Return the image, ``(height, width, C)`` float32; with `colors` ``(N, C)``, as if the Gaussians had those."""
-        packed = self.packed.colors if colors is None else np.ascontiguousarray(colors[self.packed.index], np.float32)
-        return self._draw(packed, None)
+        """Return the image; with `colors` ``(N, C)``, as if the Gaussians had those."""
+        bands = self.packed.colors.shape[1] if colors is None else colors.shape[1]
+        planes = self.new_planes(bands)
+        self.draw(planes, colors=colors)
+        return to_image(planes)
 
     def jvp(self, tangent: Floats) -> Floats:
-        """Return the image's change per unit step along `tangent`, ``(height, width, C)`` float32.
-
-        Parameters
-        ----------
-        tangent
-            ``(N, 5 + C)``, in the order of `Gaussians.to_rows`.
-        """
-        step = tangent[self.packed.index].astype(np.float64)
-        uy, ux, vy, vx = self.packed.whitening.astype(np.float64).T
-        first, second, shear = self.shapes.T
-        changes = np.empty(step.shape, np.float32)
-        squared = LOG2_SCALE**2
-        changes[:, 0] = (uy * step[:, 0] + ux * step[:, 1]) / squared
-        changes[:, 1] = (vy * step[:, 0] + vx * step[:, 1]) / squared
-        changes[:, 2] = step[:, 2] / (first * squared)
-        changes[:, 3] = step[:, 3] / (second * squared)
-        changes[:, 4] = step[:, 4] * shear / squared
-        changes[:, 5:] = step[:, 5:]
-        return self._draw(self.packed.colors, changes)
+        """Return the image's change per unit step along `tangent`, ``(N, 5 + C)``, in rows."""
+        planes = self.new_planes(self.packed.colors.shape[1])
+        self.draw_change(planes, self._whitened(tangent))
+        return to_image(planes)
 
     def vjp(self, cotangent: Floats) -> Floats:
-        """Return the gradient of ``sum(cotangent * image)``, ``(N, 5 + C)`` float32, in the order of `to_rows`.
+        """Return the gradient of ``sum(cotangent * image)``, ``(N, 5 + C)`` float32, in rows."""
+        moments = self.gather(to_planes(cotangent))
+        along_y, along_x = self._axes
+        mean, (first, second, shear) = moments[self.packed.index, :2], self.shapes.T
+        gradient = moments.astype(np.float32)
+        for column, value in (
+            (0, (mean * along_y).sum(axis=1)),
+            (1, (mean * along_x).sum(axis=1)),
+            (2, moments[self.packed.index, 2] / first),
+            (3, moments[self.packed.index, 3] / second),
+            (4, moments[self.packed.index, 4] * shear),
+        ):
+            gradient[self.packed.index, column] = value
+        return gradient
+
+    def new_planes(self, bands: int) -> Floats:
+        """Return planes for the region, not filled."""
+        return np.empty((bands, self.region.height, self.region.width + 2 * LANES), np.float32)
+
+    def draw(
+        self,
+        planes: Floats,
+        *,
+        colors: Floats | None = None,
+        target: Floats | None = None,
+        weight: Floats | None = None,
+    ) -> float:
+        """Fill `planes` with the image, or with ``weight (image - target)``.
 
         Parameters
         ----------
-        cotangent
-            ``(height, width, C)``. What `render` returns is laid out so that no copy is wasted on turning it.
+        colors
+            ``(N, C)``: draw as if the Gaussians had these.
+        target
+            Planes.
+        weight
+            One plane, ``(height, pitch)``.
+
+        Returns
+        -------
+        With `target`, the sum of ``weight (image - target)^2``: rows of pixels in float32, those in float64.
         """
-        packed, bands = self.packed, cotangent.shape[2]
-        planes = _planes(bands, self.region)
-        planes[:, :, LANES:-LANES] = np.moveaxis(cotangent, 2, 0)
-        moments = np.zeros((len(packed), 5 + bands))
-        _gather(moments, planes, *self._geometry, packed.colors)
-        uy, ux, vy, vx = packed.whitening.astype(np.float64).T
-        first, second, shear = self.shapes.T
-        squared = LOG2_SCALE**2
-        gradient = np.zeros((self.count, 5 + bands), np.float32)
-        gradient[packed.index, 0] = (moments[:, 0] * uy + moments[:, 1] * vy) / squared
-        gradient[packed.index, 1] = (moments[:, 0] * ux + moments[:, 1] * vx) / squared
-        gradient[packed.index, 2] = moments[:, 2] / (first * squared)
-        gradient[packed.index, 3] = moments[:, 3] / (second * squared)
-        gradient[packed.index, 4] = moments[:, 4] * shear / squared
-        gradient[packed.index, 5:] = moments[:, 5:]
+        packed = self.packed.colors if colors is None else np.ascontiguousarray(colors[self.packed.index], np.float32)
+        return self._draw(planes, packed, None, target, weight)
+
+    def draw_change(self, planes: Floats, step: NDArray[np.floating], *, weight: Floats | None = None) -> None:
+        """Fill `planes` with the image's change per unit `step`, whitened ``(N, 5 + C)``, times `weight`."""
+        tangents = step[self.packed.index] * _unit_factors(self.packed.colors.shape[1])
+        self._draw(planes, self.packed.colors, tangents.astype(np.float32), None, weight)
+
+    def gather(self, planes: Floats) -> NDArray[np.float64]:
+        """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)``, in whitened coordinates."""
+        bands = len(planes)
+        moments = np.zeros((len(self.packed), GEOMETRY_PARAMETERS + bands))
+        _gather((0,) * bands, moments, planes, self.schedule, self._geometry, self.packed.colors)
+        moments *= _unit_factors(bands)
+        if len(moments) == self.count:
+            return moments
+        gradient = np.zeros((self.count, moments.shape[1]))
+        gradient[self.packed.index] = moments
         return gradient
+
+    def _whitened(self, tangent: Floats) -> NDArray[np.float64]:
+        """Return a tangent given in rows in whitened coordinates."""
+        along_y, along_x = self._axes
+        step, (first, second, shear) = tangent.astype(np.float64), self.shapes.T
+        seen = step[self.packed.index]
+        step[self.packed.index, :2] = seen[:, 0:1] * along_y + seen[:, 1:2] * along_x
+        step[self.packed.index, 2] = seen[:, 2] / first
+        step[self.packed.index, 3] = seen[:, 3] / second
+        step[self.packed.index, 4] = seen[:, 4] * shear
+        return step
+
+    @property
+    def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What 1 px along y and along x is in whitened coordinates, each ``(N, 2)``."""
+        whitening = self.packed.whitening.astype(np.float64) / WHITENED_UNIT
+        return whitening[:, [0, 2]], whitening[:, [1, 3]]
 
     @property
     def _geometry(self) -> tuple[NDArray[Any], ...]:
         packed = self.packed
         return packed.cells, packed.fractions, packed.whitening, packed.extents, packed.slopes
 
-    def _draw(self, colors: Floats, changes: Floats | None) -> Floats:
-        planes = _planes(colors.shape[1], self.region)
-        _draw(planes, *self.bands, *self._geometry, colors, changes)
-        return np.moveaxis(planes[:, :, LANES:-LANES], 0, 2)
+    def _draw(
+        self, planes: Floats, colors: Floats, tangents: Floats | None, target: Floats | None, weight: Floats | None
+    ) -> float:
+        sums = np.zeros(len(self.schedule[0]) - 1)
+        _draw((0,) * len(planes), planes, sums, self.schedule, self._geometry, colors, tangents, target, weight)
+        return float(sums.sum())
 
 
 def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> Operators:
@@ -282,9 +372,24 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
         shapes=np.stack([first, second, first / second - second / first], axis=1),
         count=sum(len(one) for one in sets),
         region=region,
-        bands=_bands_of(packed.cells, packed.fractions, packed.extents, region.height),
+        schedule=_schedule(packed.cells, packed.fractions, packed.extents, packed.blocks, region.height),
     )
 
 
-def _planes(bands: int, region: Region) -> Floats:
-    return np.zeros((bands, region.height, region.width + 2 * LANES), np.float32)
+def to_planes(image: Floats) -> Floats:
+    """Return an image ``(height, width, C)`` as the planes that the engine works on."""
+    height, width, bands = image.shape
+    planes = np.zeros((bands, height, width + 2 * LANES), np.float32)
+    planes[:, :, LANES:-LANES] = np.moveaxis(image, 2, 0)
+    return planes
+
+
+def to_image(planes: Floats) -> Floats:
+    """Return planes as an image ``(height, width, C)``; a view."""
+    return np.moveaxis(planes[:, :, LANES:-LANES], 0, 2)
+
+
+def _unit_factors(bands: int) -> Floats:
+    """Return what the kernels' coordinates are multiplied by to be whitened ones, ``(5 + C,)``."""
+    linear, square = 1 / WHITENED_UNIT, 1 / WHITENED_UNIT**2
+    return np.array([linear, linear, square, square, square] + bands * [1.0], np.float32)

@@ -13,8 +13,11 @@ from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.footprint import CUTOFF, half_extents
 
-LOG2_SCALE = math.sqrt(math.log2(math.e) / 2)
-"""Factor on the whitened offset so that the weight is ``2^-(u^2 + v^2)``."""
+WHITENED_UNIT = 1 / math.sqrt(2 * math.log(256))
+"""What a standard deviation is in the kernels' coordinates, so that the weight is ``256^-(u^2 + v^2)``."""
+
+BLOCK_COLUMNS = 64
+"""Width of the blocks that Gaussians are ordered by, px."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class PackedGaussians:
         ``(N, 2)`` float32 in [0, 1]: the rest of the mean.
     whitening
         ``(N, 4)`` float32: ``(u_y, u_x, v_y, v_x)``, the rows of the matrix that takes an offset (y, x) to ``(u, v)``
-        with weight ``2^-(u^2 + v^2)``. Unlike the conic, it does not cancel for needles.
+        with weight ``256^-(u^2 + v^2)``. Unlike the conic, it does not cancel for needles.
     extents
         ``(N, 2)`` float64: half the footprint's bounding box along y and x, px.
     slopes
@@ -42,6 +45,9 @@ class PackedGaussians:
         ``(N, C)`` float32.
     index
         ``(N,)`` int64: which Gaussian of the concatenated sets each row is; those that miss the region have none.
+    blocks
+        ``(N,)`` int64, from 0: set by set, and in each from left to right by blocks of `BLOCK_COLUMNS` columns. Near
+        Gaussians have near numbers, which do not depend on the region.
     """
 
     cells: NDArray[np.int32]
@@ -51,6 +57,7 @@ class PackedGaussians:
     slopes: NDArray[np.float64]
     colors: Floats
     index: NDArray[np.int64]
+    blocks: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -91,7 +98,18 @@ def pack(sets: Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> Pa
         slopes=_slopes(seen, extents),
         colors=seen.colors,
         index=np.flatnonzero(meets),
+        blocks=_blocks(sets, scale)[meets],
     )
+
+
+def _blocks(sets: Sequence[Gaussians], scale: float) -> NDArray[np.int64]:
+    parts: list[NDArray[np.int64]] = []
+    first = 0
+    for one in sets:
+        columns = np.floor(one.means[:, 1] * np.float32(scale / BLOCK_COLUMNS)).astype(np.int64)
+        parts.append(columns - columns.min(initial=0) + first)
+        first = parts[-1].max(initial=first - 1) + 1
+    return np.concatenate(parts)
 
 
 def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], Gaussians]:
@@ -129,7 +147,7 @@ def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], G
 
 def _whitening(gaussians: Gaussians) -> Floats:
     cos, sin = np.cos(gaussians.rotations, dtype=np.float64), np.sin(gaussians.rotations, dtype=np.float64)
-    first, second = (LOG2_SCALE / gaussians.scales.astype(np.float64)).T
+    first, second = (WHITENED_UNIT / gaussians.scales.astype(np.float64)).T
     return np.stack([cos * first, sin * first, -sin * second, cos * second], axis=1).astype(np.float32)
 
 
