@@ -6,8 +6,11 @@ and its remaining bits are stored as they are: they are as good as random, and z
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import zstandard
+from numba import njit
 from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
@@ -16,6 +19,8 @@ _DIRECT_BITS = 7
 _DIRECT = 1 << _DIRECT_BITS
 _LARGEST_BITS = 52
 _LEVEL = 19
+
+_jit: Any = njit(cache=True)
 
 
 class ByteReader:
@@ -103,13 +108,22 @@ def decode_integers(reader: ByteReader, count: int) -> NDArray[np.int64]:
     data = _decompress(reader.take(reader.varint()), count)
     if len(data) != count:
         raise StoreError(f"a stream holds {len(data)} integers, {count} wanted")
-    tokens = np.frombuffer(data, np.uint8).astype(np.int64)
-    above = np.maximum(tokens - _DIRECT, 0)
-    extra = np.where(tokens < _DIRECT, 0, above // 2 + _DIRECT_BITS - 1)
+    leading, extra = _parts(np.frombuffer(data, np.uint8))
     if int(extra.max()) > _LARGEST_BITS - 2:
         raise StoreError("a stream holds an integer that is too long")
-    leading = np.where(tokens < _DIRECT, tokens, 2 + above % 2)
     return low + ((leading << extra) | unpack_bits(reader, extra))
+
+
+@_jit
+def _parts(tokens):  # type: ignore[no-untyped-def]
+    """Return each token's leading bits, and how many plain bits follow them."""
+    leading, extra = np.empty(len(tokens), np.int64), np.zeros(len(tokens), np.int64)
+    for i in range(len(tokens)):
+        leading[i] = tokens[i]
+        if tokens[i] >= _DIRECT:
+            leading[i] = 2 + (tokens[i] - _DIRECT) % 2
+            extra[i] = (tokens[i] - _DIRECT) // 2 + _DIRECT_BITS - 1
+    return leading, extra
 
 
 def pack_bits(values: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
@@ -121,9 +135,17 @@ def pack_bits(values: NDArray[np.int64], widths: NDArray[np.int64]) -> bytes:
 def unpack_bits(reader: ByteReader, widths: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the values `pack_bits` wrote."""
     total = int(widths.sum())
-    bits = np.unpackbits(np.frombuffer(reader.take(-(-total // 8)), np.uint8), count=total).astype(np.int64)
+    return _read_bits(np.frombuffer(reader.take(-(-total // 8)), np.uint8), widths)
+
+
+@_jit
+def _read_bits(data, widths):  # type: ignore[no-untyped-def]
     values = np.zeros(len(widths), np.int64)
-    np.add.at(values, np.repeat(np.arange(len(widths)), widths), bits << _shifts(widths))
+    at = 0
+    for i in range(len(widths)):
+        for _ in range(widths[i]):
+            values[i] = (values[i] << 1) | ((data[at >> 3] >> (7 - (at & 7))) & 1)
+            at += 1
     return values
 
 

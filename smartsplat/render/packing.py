@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
-from smartsplat.render.footprint import CUTOFF, half_extents
+from smartsplat.render.footprint import CUTOFF
 
 WHITENED_UNIT = 1 / math.sqrt(2 * math.log(256))
 """What a standard deviation is in the kernels' coordinates, so that the weight is ``256^-(u^2 + v^2)``."""
 
 BLOCK_COLUMNS = 64
 """Width of the blocks that Gaussians are ordered by, px."""
+
+
+_jit: Any = njit(cache=True, error_model="numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,29 +82,58 @@ def pack(sets: Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> Pa
     """
     resampled = [resample(one, scale) for one in sets]
     means = np.concatenate([part for part, _ in resampled])
-    seen = Gaussians.from_rows(np.concatenate([part.to_rows() for _, part in resampled]))
-    # Split before the region's origin comes in: taking it from a mean of a zoomed grid rounds, and so differently for
-    # each region.
-    cells = np.floor(means)
-    fractions = means - cells
-    cells -= region.origin
-    means = cells + fractions
-    extents = half_extents(seen)
-    inside = (means + extents > 0) & (means - extents < region.shape)
-    meets: NDArray[np.bool_] = np.logical_and.reduce(inside, axis=1)
+    scales = np.concatenate([part.scales for _, part in resampled])
+    rotations = np.concatenate([part.rotations for _, part in resampled])
+    colors = np.concatenate([part.colors for _, part in resampled])
+    blocks = _blocks(sets, scale)
+    n = len(means)
+    cells, fractions = np.empty((n, 2)), np.empty((n, 2), np.float32)
+    whitening, extents, slopes = np.empty((n, 4), np.float32), np.empty((n, 2)), np.empty((n, 3))
+    meets = np.empty(n, np.bool_)
+    _place(means, scales, rotations, region.origin, region.shape, cells, fractions, whitening, extents, slopes, meets)
     if not meets.all():
-        cells, fractions, seen, extents = cells[meets], fractions[meets], seen.select(meets), extents[meets]
+        cells, fractions, colors, blocks = cells[meets], fractions[meets], colors[meets], blocks[meets]
+        whitening, extents, slopes = whitening[meets], extents[meets], slopes[meets]
     # A mean far outside belongs to a footprint that misses the region, so what is left fits int32.
     return PackedGaussians(
         cells=cells.astype(np.int32),
-        fractions=fractions.astype(np.float32),
-        whitening=_whitening(seen),
+        fractions=fractions,
+        whitening=whitening,
         extents=extents,
-        slopes=_slopes(seen, extents),
-        colors=seen.colors,
+        slopes=slopes,
+        colors=colors,
         index=np.flatnonzero(meets),
-        blocks=_blocks(sets, scale)[meets],
+        blocks=blocks,
     )
+
+
+@_jit
+def _place(  # type: ignore[no-untyped-def]
+    means, scales, rotations, origin, shape, cells, fractions, whitening, extents, slopes, meets
+):
+    """Fill what follows from each Gaussian alone (see `PackedGaussians`), and which footprints meet the region."""
+    for i in range(len(means)):
+        cos, sin = math.cos(rotations[i]), math.sin(rotations[i])
+        first, second = np.float64(scales[i, 0]), np.float64(scales[i, 1])
+        root_yy, root_xx = math.hypot(first * cos, second * sin), math.hypot(first * sin, second * cos)
+        cross = cos * sin * (first - second) * (first + second)
+        extents[i, 0], extents[i, 1] = CUTOFF * root_yy, CUTOFF * root_xx
+        slopes[i, 0] = cross / root_xx**2
+        slopes[i, 1] = (first * second / root_xx) ** 2
+        slopes[i, 2] = CUTOFF * cross / root_yy
+        u, v = WHITENED_UNIT / first, WHITENED_UNIT / second
+        whitening[i, 0], whitening[i, 1] = cos * u, sin * u
+        whitening[i, 2], whitening[i, 3] = -sin * v, cos * v
+        meets[i] = True
+        for axis in range(2):
+            # Split before the region's origin comes in: taking it from a mean of a zoomed grid rounds, and so
+            # differently for each region.
+            cells[i, axis] = math.floor(means[i, axis])
+            fraction = means[i, axis] - cells[i, axis]
+            fractions[i, axis] = fraction
+            cells[i, axis] -= origin[axis]
+            mean = cells[i, axis] + fraction
+            meets[i] &= mean + extents[i, axis] > 0 and mean - extents[i, axis] < shape[axis]
 
 
 def _blocks(sets: Sequence[Gaussians], scale: float) -> NDArray[np.int64]:
@@ -143,17 +177,3 @@ def resample(gaussians: Gaussians, scale: float) -> tuple[NDArray[np.float64], G
         colors=(gaussians.colors * gain).astype(np.float32),
     )
     return means, seen
-
-
-def _whitening(gaussians: Gaussians) -> Floats:
-    cos, sin = np.cos(gaussians.rotations, dtype=np.float64), np.sin(gaussians.rotations, dtype=np.float64)
-    first, second = (WHITENED_UNIT / gaussians.scales.astype(np.float64)).T
-    return np.stack([cos * first, sin * first, -sin * second, cos * second], axis=1).astype(np.float32)
-
-
-def _slopes(gaussians: Gaussians, extents: NDArray[np.float64]) -> NDArray[np.float64]:
-    cos, sin = np.cos(gaussians.rotations, dtype=np.float64), np.sin(gaussians.rotations, dtype=np.float64)
-    first, second = gaussians.scales.astype(np.float64).T
-    root_yy, root_xx = (extents / CUTOFF).T
-    cross = cos * sin * (first - second) * (first + second)
-    return np.stack([cross / root_xx**2, (first * second / root_xx) ** 2, CUTOFF * cross / root_yy], axis=1)
