@@ -7,10 +7,11 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import encode, evaluate, ingest, optimize, rate, sample
+from pipeline import encode, evaluate, ingest, insert, optimize, rate, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
 from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
@@ -18,8 +19,9 @@ from pipeline.recheck import recheck
 from pipeline.run import Run
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError, SourceError, StoreError
-from smartsplat.geometry import PHASES_PER_SWEEP
+from smartsplat.geometry import block_grid, colors_of
 from smartsplat.render import resolve_engine
+from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
 from storage.scene import Manifest, Scene
 from storage.source import SourceInfo, read_info
@@ -225,24 +227,15 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
     else:
         scene = Scene.create(preparation.path, _manifest(plan))
     run = Run(scene=scene, plan=plan, executor=executor, progress=progress, engine=preparation.resources.engine)
-    phases = [
-        Step(
-            name=f"fit, sweep {sweep}, phase {color + 1}",
-            stage="fit",
-            work=lambda sweep=sweep, color=color: optimize.fit_phase(run, sweep, color),
-        )
-        for sweep in range(1, plan.config.fit.sweeps + 1)
-        for color in range(PHASES_PER_SWEEP)
-    ]
     settling = [
         Step(name=f"settle, phase {color + 1}", stage="fit", work=lambda color=color: optimize.settle_phase(run, color))
-        for color in range(PHASES_PER_SWEEP)
+        for color in colors_of(plan.grid)
     ]
     return [
         Step(name="ingest", stage="ingest", work=lambda: _ingest(run, new=not preparation.exists)),
         Step(name="survey", stage="sample", work=lambda: sample.survey(run)),
         Step(name="sample", stage="sample", work=lambda: sample.sample(run)),
-        *phases,
+        *_fit_steps(run),
         Step(name="rate", stage="encode", work=lambda: rate.measure_shapes(run)),
         *settling,
         Step(name="rate of colors", stage="encode", work=lambda: rate.measure_colors(run)),
@@ -250,6 +243,20 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
         Step(name="evaluate", stage="evaluate", work=lambda: evaluate.score_scene(run)),
         Step(name="finish", stage="evaluate", work=lambda: scene.update(complete=True)),
     ]
+
+
+def _fit_steps(run: Run) -> list[Step]:
+    """Return a step for each phase of each sweep, and for each insertion."""
+    found: list[Step] = []
+    for sweep, each in enumerate(run.plan.passes, start=1):
+        if isinstance(each, InsertPass):
+            work = partial(insert.insert, run, sweep, each)
+            found.append(Step(name=f"sweep {sweep}: {each}", stage="fit", work=work))
+            continue
+        for color in colors_of(block_grid(run.plan.grid, each.factor)):
+            work = partial(optimize.fit_phase, run, sweep, each, color)
+            found.append(Step(name=f"sweep {sweep}: {each}, phase {color + 1}", stage="fit", work=work))
+    return found
 
 
 def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, float]) -> SceneReport:

@@ -92,4 +92,4 @@ def _table_entry(gaussians: Gaussians, tile: TileId, scene: Scene, steps: Steps)
 
 
 def _settled(work: zarr.Group, plan: ScenePlan, scene: Scene) -> SweepState:
-    return SweepState.open(work, plan.config.fit.sweeps + 1, grid=scene.grid)
+    return SweepState.open(work, plan.last_sweep + 1, grid=scene.grid)

@@ -1,43 +1,49 @@
-"""Fit the scene: sweeps of four coloured phases, each tile against its neighbours' latest earlier state.
+"""Fit the scene: sweeps of four coloured phases, each block of tiles against its neighbours' latest earlier state.
 
-Tiles of one phase never meet, so they run in any order on any number of workers with one result. What a job reads is
-computed from its place in the schedule, not from what happens to be there, so a run that was killed resumes from the
-same inputs.
+A block is one tile, or at a coarse level as many as make a tile there. Blocks of one phase never meet, so they run in
+any order on any number of workers with one result. What a job reads is computed from its place in the schedule, not
+from what happens to be there, so a run that was killed resumes from the same inputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import zarr
 
 from pipeline.rate import shape_steps
 from pipeline.run import Run, TileJob, read_target, tile_job
 from smartsplat.codec import Steps, requantized
-from smartsplat.config import FitConfig
-from smartsplat.geometry import PHASES_PER_SWEEP, input_sweep
-from smartsplat.optim import FitReport, fit_tile
+from smartsplat.gaussians import Gaussians
+from smartsplat.geometry import Region, TileGrid, TileId, block_grid, input_sweep
+from smartsplat.optim import FitReport, fit_tiles
 from smartsplat.render.footprint import max_scale
+from smartsplat.schedule import FitPass, InsertPass
 from storage.groups import disk_errors
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import REPORT_FIELDS, SweepState
+from storage.state import REPORT_FIELDS, SweepState, forget_sweeps, latest_sweep
+
+_SETTLING_ITERATIONS = 8
+_SUMMED_FIELDS = ("squared_error", "weight")  # of a block: kept with one of its tiles, so that they add up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitJob:
-    """One tile's part of one phase; small, as it travels to a worker.
+class BlockJob:
+    """One block's part of one phase; small, as it travels to a worker.
 
     Parameters
     ----------
     tile
-        Which, and where its data is.
+        The block, and where its data is.
     sweep
         From 1.
-    config
+    work
         What to do in this sweep.
     steps
         If given, shapes are first quantised with these, and stay as they are then.
@@ -45,17 +51,28 @@ class FitJob:
 
     tile: TileJob
     sweep: int
-    config: FitConfig
+    work: FitPass
     steps: Steps | None = None
 
     def __str__(self) -> str:
-        return str(self.tile)
+        return str(self.tile) if self.work.factor == 1 else f"block {self.tile.tile} at 1/{self.work.factor}"
 
 
-def fit_phase(run: Run, sweep: int, color: int) -> None:
-    """Fit the tiles of one colour in one sweep, those that are not done yet."""
-    name = f"fit, sweep {sweep} of {run.plan.config.fit.sweeps}, phase {color + 1} of {PHASES_PER_SWEEP}"
-    _phase(run, name, sweep=sweep, color=color, config=run.plan.config.fit, steps=None)
+def stage_name(sweep: int, passes: Sequence[FitPass | InsertPass]) -> str:
+    """Return what a sweep is called, without its phase.
+
+    Examples
+    --------
+    >>> stage_name(1, [FitPass(factor=2, pairs=25)])
+    'fit 1 of 1, 25 pairs at 1/2'
+    """
+    return f"fit {sweep} of {len(passes)}, {passes[sweep - 1]}"
+
+
+def fit_phase(run: Run, sweep: int, work: FitPass, color: int) -> None:
+    """Fit the blocks of one colour in one sweep, those that are not done yet."""
+    name = f"{stage_name(sweep, run.plan.passes)}, phase {color + 1}"
+    _phase(run, name, sweep=sweep, color=color, work=work, steps=None)
 
 
 def settle_phase(run: Run, color: int) -> None:
@@ -63,59 +80,118 @@ def settle_phase(run: Run, color: int) -> None:
 
     A neighbour that has settled is seen as it will be decoded, so that errors do not add up where tiles meet.
     """
-    name = f"settle, phase {color + 1} of {PHASES_PER_SWEEP}"
-    config = dataclasses.replace(run.plan.config.fit, steps=0)
-    _phase(run, name, sweep=run.plan.config.fit.sweeps + 1, color=color, config=config, steps=shape_steps(run))
+    work = FitPass(color_iterations=_SETTLING_ITERATIONS)
+    _phase(
+        run,
+        f"settle, phase {color + 1}",
+        sweep=run.plan.last_sweep + 1,
+        color=color,
+        work=work,
+        steps=shape_steps(run),
+    )
 
 
-def _phase(run: Run, name: str, *, sweep: int, color: int, config: FitConfig, steps: Steps | None) -> None:
-    done = _open_sweep(run, sweep).reports.done()
-    tiles = run.scene.grid.of_color(color)
-    missing = [tile for tile in tiles if not done[tile.row, tile.col]]
+def is_over(run: Run, sweep: int) -> bool:
+    """Whether a later sweep has begun, for which this one had to be complete."""
+    latest = latest_sweep(run.scene.work())
+    return latest is not None and latest > sweep
+
+
+def begin_sweep(run: Run, sweep: int, *, capacity: int | None = None) -> SweepState:
+    """Return the state of `sweep`, made on first use; what no job can need any more is deleted.
+
+    Parameters
+    ----------
+    capacity
+        Gaussians of the fullest tile; None = as in the sweep before.
+    """
+    work, grid = run.scene.work(writable=True), run.scene.grid
+    with disk_errors(run.scene.path):
+        if capacity is None:
+            capacity = SweepState.open(work, sweep - 1, grid=grid).rows.shape[2]
+        state = SweepState.open_or_create(work, sweep, grid=grid, capacity=capacity, bands=run.scene.bands)
+        forget_sweeps(work, before=sweep - 1)
+    return state
+
+
+def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps: Steps | None) -> None:
+    if is_over(run, sweep):
+        return
+    done, grid = begin_sweep(run, sweep).reports.done(), run.scene.grid
+    blocks = block_grid(grid, work.factor)
+    wanted = blocks.of_color(color)
+    missing = [
+        block for block in wanted if not all(done[tile.row, tile.col] for tile in grid.within(blocks.core(block)))
+    ]
     run.run_stage(
         name,
         fit_one,
-        [FitJob(tile=tile_job(run, tile), sweep=sweep, config=config, steps=steps) for tile in missing],
-        done=len(tiles) - len(missing),
+        [BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps) for block in missing],
+        done=len(wanted) - len(missing),
         note=_psnr_note,
     )
 
 
-def fit_one(job: FitJob) -> FitReport:
-    """Fit one tile and store the result; runs in a worker."""
-    tile, scene = job.tile.tile, Scene.open(Path(job.tile.path), writable=True)
-    work, grid = scene.work(writable=True), scene.grid
-    target = read_target(PixelStore.open(work), job.tile.normalization, core=grid.core(tile), padded=grid.padded(tile))
-    states = {sweep: SweepState.open(work, sweep, grid=grid) for sweep in (job.sweep - 1, job.sweep)}
-    own = states[job.sweep - 1].read(tile)
-    frozen = [states[input_sweep(tile, other, sweep=job.sweep)].read(other) for other in grid.neighbors(tile)]
-    fitted, report = fit_tile(
+def fit_one(job: BlockJob) -> FitReport:
+    """Fit one block and store the result; runs in a worker."""
+    scene = Scene.open(Path(job.tile.path), writable=True)
+    group, grid = scene.work(writable=True), scene.grid
+    blocks, block = block_grid(grid, job.work.factor), job.tile.tile
+    core, padded = blocks.core(block), blocks.padded(block)
+    target = read_target(
+        PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=job.work.factor
+    )
+    tiles = grid.within(core)
+    states = {sweep: SweepState.open(group, sweep, grid=grid) for sweep in (job.sweep - 1, job.sweep)}
+    own = [states[job.sweep - 1].read(tile) for tile in tiles]
+    frozen = [
+        states[_sweep_seen(other, block, grid=grid, blocks=blocks, sweep=job.sweep)].read(other)
+        for other in tiles_around(grid, core=core, padded=padded)
+    ]
+    fitted, report = fit_tiles(
         target,
-        own if job.steps is None else requantized(own, job.steps),
+        own if job.steps is None else [requantized(one, job.steps) for one in own],
+        cores=[grid.core(tile) for tile in tiles],
         frozen=[gaussians for gaussians in frozen if len(gaussians)],
-        config=job.config,
-        sweep=job.sweep,
+        work=job.work,
+        config=job.tile.plan.config.fit,
         max_scale=max_scale(grid.reach),
         engine=job.tile.engine,
     )
     with disk_errors(scene.path):
-        states[job.sweep].write(tile, fitted, np.array([getattr(report, name) for name in REPORT_FIELDS]))
+        for index, (tile, gaussians) in enumerate(zip(tiles, fitted, strict=True)):
+            states[job.sweep].write(tile, gaussians, _row(report, gaussians, first=index == 0))
     return report
 
 
-def scene_psnr(run: Run, sweep: int) -> float:
+def tiles_around(grid: TileGrid, *, core: Region, padded: Region) -> list[TileId]:
+    """Return the tiles outside `core` whose Gaussians may reach `padded`."""
+    inside = set(grid.within(core))
+    return [tile for tile in grid.within(padded.expand(grid.reach)) if tile not in inside]
+
+
+def scene_psnr(work: zarr.Group, sweep: int, *, grid: TileGrid) -> float:
     """Return the scene's PSNR as the fits of `sweep` reported it, dB, before quantisation."""
-    reports = SweepState.open(run.scene.work(), sweep, grid=run.scene.grid).reports.read_all()
-    error, weight = (reports[..., REPORT_FIELDS.index(name)].sum() for name in ("squared_error", "weight"))
+    reports = SweepState.open(work, sweep, grid=grid).reports.read_all()
+    error, weight = (reports[..., REPORT_FIELDS.index(name)].sum() for name in _SUMMED_FIELDS)
     return math.inf if error == 0 else -10 * math.log10(error / weight)
 
 
-def _open_sweep(run: Run, sweep: int) -> SweepState:
-    # Between sweeps is where Gaussians may be added: the new sweep's capacity is then the earlier one's and more.
-    work, grid = run.scene.work(writable=True), run.scene.grid
-    earlier = SweepState.open(work, sweep - 1, grid=grid)
-    with disk_errors(run.scene.path):
-        return SweepState.open_or_create(work, sweep, grid=grid, capacity=earlier.rows.shape[2], bands=run.scene.bands)
+def _sweep_seen(other: TileId, block: TileId, *, grid: TileGrid, blocks: TileGrid, sweep: int) -> int:
+    (neighbor,) = blocks.within(Region(**_first_pixel(grid.core(other))))
+    return input_sweep(block, neighbor, sweep=sweep)
+
+
+def _first_pixel(core: Region) -> dict[str, int]:
+    return {"y0": core.y0, "y1": core.y0 + 1, "x0": core.x0, "x1": core.x0 + 1}
+
+
+def _row(report: FitReport, gaussians: Gaussians, *, first: bool) -> np.ndarray:
+    """Return the report of one tile of a block."""
+    values = dataclasses.asdict(report) | {"count": len(gaussians)}
+    if not first:
+        values |= dict.fromkeys(_SUMMED_FIELDS, 0.0)
+    return np.array([values[name] for name in REPORT_FIELDS], np.float64)
 
 
 def _psnr_note(report: FitReport) -> str:

@@ -12,7 +12,8 @@ from smartsplat.budget import base_scale
 from smartsplat.config import SceneConfig, digest_of
 from smartsplat.errors import BudgetError, ConfigError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS
-from smartsplat.geometry import PHASES_PER_SWEEP, TileGrid
+from smartsplat.geometry import PHASES_PER_SWEEP, TileGrid, block_grid, colors_of
+from smartsplat.schedule import FitPass, InsertPass, schedule, start_count
 from storage.pixels import STRIP_HEIGHT
 from storage.scene import SHARD_TILES
 from storage.source import SourceInfo
@@ -98,9 +99,25 @@ class ScenePlan:
         return grid_of(self.source, self.config)
 
     @property
+    def passes(self) -> list[FitPass | InsertPass]:
+        """What the fit does, in order; the first writes sweep 1."""
+        return schedule(self.config.fit, count=self.count, base_scale=self.base_scale)
+
+    @property
+    def last_sweep(self) -> int:
+        """Number of the sweep that the fit ends with; in the one after it shapes are quantised."""
+        return len(self.passes)
+
+    @property
+    def start_count(self) -> int:
+        """Gaussians that are sampled; the others are inserted."""
+        return start_count(self.config.fit, self.count)
+
+    @property
     def phases(self) -> int:
         """Phases of the fit, those in which it settles on quantised shapes included."""
-        return PHASES_PER_SWEEP * (self.config.fit.sweeps + 1)
+        grids = [block_grid(self.grid, each.factor) for each in self.passes if isinstance(each, FitPass)]
+        return sum(len(colors_of(grid)) for grid in [*grids, self.grid])
 
     @property
     def digest(self) -> str:
@@ -122,7 +139,7 @@ class ScenePlan:
             "tile": self.config.tile,
             "halo": self.config.halo,
             "tiles": [rows, cols],
-            "sweeps": self.config.fit.sweeps,
+            "passes": [str(each) for each in self.passes],
             "phases": self.phases,
             "executor": self.executor,
             "workers": self.workers,

@@ -59,14 +59,14 @@ class RateJob:
 def measure_shapes(run: Run) -> None:
     """Find out what every tile takes at each factor, if a byte budget asks for it."""
     ladder = tuple(_steps(run.plan, factor) for factor in FACTORS)
-    _measure(run, "rate", ledger="shape-rates", sweep=run.plan.config.fit.sweeps, ladder=ladder)
+    _measure(run, "rate", ledger="shape-rates", sweep=run.plan.last_sweep, ladder=ladder)
 
 
 def measure_colors(run: Run) -> None:
     """Find out what every settled tile takes at each color factor, if a byte budget asks for it."""
     factor = _shape_factor(run)
     ladder = tuple(_steps(run.plan, factor, color_factor) for color_factor in COLOR_FACTORS)
-    _measure(run, "rate of colors", ledger="color-rates", sweep=run.plan.config.fit.sweeps + 1, ladder=ladder)
+    _measure(run, "rate of colors", ledger="color-rates", sweep=run.plan.last_sweep + 1, ladder=ladder)
 
 
 def measure_one(job: RateJob) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
@@ -13,7 +14,7 @@ from storage.groups import disk_errors, has_array, sweep_partials
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import SweepState
+from storage.state import STATE, SweepState, forget_sweeps, latest_sweep
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,27 @@ def recheck(scene: Scene) -> None:
 def _strike_damaged(scene: Scene) -> int:
     work = scene.work(writable=True)
     struck = PixelStore.open(work).recheck() if has_array(work, "strips") else 0
-    for sweep in range(scene.manifest.config.fit.sweeps + 2):
-        if has_array(work, f"state-{sweep}-reports"):
-            struck += SweepState.open(work, sweep, grid=scene.grid).recheck()
+    latest = latest_sweep(work)
+    if latest is not None:
+        struck += _recheck_sweeps(scene, work, latest)
     if has_array(work, "encoded"):
         struck += _recheck_shards(scene, Ledger.open(work, "encoded"))
     return struck
+
+
+def _recheck_sweeps(scene: Scene, work: zarr.Group, latest: int) -> int:
+    """Strike out damaged tiles of the latest sweep; begin the fit anew if those it is made from are damaged too."""
+    state = SweepState.open(work, latest, grid=scene.grid)
+    struck = state.recheck()
+    if latest == 0 or state.reports.done().all():
+        return struck
+    if has_array(work, f"{STATE}-{latest - 1}-reports"):
+        before = SweepState.open(work, latest - 1, grid=scene.grid)
+        if before.recheck() == 0 and before.reports.done().all():
+            return struck
+    logger.warning("%s: what sweep %d was made from is damaged: the fit begins anew", scene.path, latest)
+    forget_sweeps(work, before=latest + 1)
+    return struck + 1
 
 
 def _recheck_shards(scene: Scene, ledger: Ledger) -> int:

@@ -13,7 +13,8 @@ from pipeline.progress import Progress
 from smartsplat.errors import StoreError
 from smartsplat.geometry import Region, TileId
 from smartsplat.normalization import Normalization, pixel_weight
-from smartsplat.optim import TileTarget
+from smartsplat.optim import Target
+from smartsplat.optim.levels import level_region
 from storage.pixels import PixelStore
 from storage.scene import Scene
 
@@ -114,7 +115,25 @@ def tile_job(run: Run, tile: TileId, *, count: int = 0) -> TileJob:
     )
 
 
-def read_target(pixels: PixelStore, normalization: Normalization, *, core: Region, padded: Region) -> TileTarget:
-    """Return the pixels of `padded` as a tile is sampled from and fitted to: normalised, and weighted."""
-    stored = pixels.read(padded)
-    return TileTarget(pixels=normalization.to_values(stored), weight=pixel_weight(stored), core=core, padded=padded)
+def read_target(
+    pixels: PixelStore, normalization: Normalization, *, core: Region, padded: Region, factor: int = 1
+) -> Target:
+    """Return the pixels of `padded` as Gaussians are sampled from and fitted to: normalised, weighted, at a level.
+
+    Parameters
+    ----------
+    core, padded
+        Px of the scene.
+    factor
+        Of the level.
+    """
+    level = level_region(padded, factor)
+    if factor > 1:
+        averages, weight = pixels.read_level(level, factor)
+        values = normalization.to_values(averages)
+    else:
+        stored = pixels.read(padded)
+        values, weight = normalization.to_values(stored), pixel_weight(stored)
+    if weight is not None:
+        values[weight == 0] = 0
+    return Target(pixels=values, weight=weight, core=level_region(core, factor), padded=level, factor=factor)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.plan import ScenePlan
 from pipeline.run import Run, TileJob, read_target, tile_job
-from smartsplat.budget import SamplingPlan, TileStats, plan_sampling
+from smartsplat.budget import SamplingPlan, TileStats, base_scale, plan_sampling
 from smartsplat.geometry import Region, TileGrid
 from smartsplat.render.footprint import max_scale
 from smartsplat.sampling import sample_tile
@@ -17,7 +18,7 @@ from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import REPORT_FIELDS, SweepState
+from storage.state import REPORT_FIELDS, SweepState, latest_sweep
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(TileStats))
 
@@ -48,11 +49,13 @@ def sampling_plan(run: Run) -> SamplingPlan:
     rows = _survey(run).read_all().reshape(-1, len(_FIELDS))
     stats = [TileStats(pixels=int(row[0]), **dict(zip(_FIELDS[1:], row[1:].tolist(), strict=True))) for row in rows]
     height, width, _ = run.scene.manifest.shape
-    return plan_sampling(stats, height=height, width=width, count=run.plan.count, config=run.plan.config.sampling)
+    return plan_sampling(stats, height=height, width=width, count=run.plan.start_count, config=run.plan.config.sampling)
 
 
 def sample(run: Run) -> None:
     """Sample every tile that is not sampled yet: sweep 0 of the working state."""
+    if (latest_sweep(run.scene.work()) or 0) > 0:
+        return
     scene, counts = run.scene, sampling_plan(run).counts
     with disk_errors(scene.path):
         state = SweepState.open_or_create(
@@ -81,7 +84,7 @@ def sample_one(job: TileJob) -> None:
         padded=padded,
         tile=job.tile,
         count=job.count,
-        base_scale=job.plan.base_scale,
+        base_scale=start_scale(job.plan),
         min_scale=config.fit.min_scale,
         max_scale=max_scale(grid.reach),
         seed=config.seed,
@@ -91,6 +94,11 @@ def sample_one(job: TileJob) -> None:
     report[REPORT_FIELDS.index("count")] = len(gaussians)
     with disk_errors(scene.path):
         SweepState.open(work, 0, grid=grid).write(job.tile, gaussians, report)
+
+
+def start_scale(plan: ScenePlan) -> float:
+    """Return the base scale of those Gaussians that are sampled."""
+    return base_scale(plan.source.height, plan.source.width, plan.start_count)
 
 
 def _survey(run: Run) -> Ledger:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.optimize import stage_name
 from smartsplat.errors import StoreError
 from storage.groups import has_array
 from storage.ledger import Ledger
 from storage.scene import Scene
+from storage.state import latest_sweep
 
 
 def status(path: Path) -> dict[str, Any]:
@@ -48,16 +50,19 @@ def status(path: Path) -> dict[str, Any]:
 
 
 def _stages(scene: Scene, failures: dict[str, dict[str, str]]) -> Iterator[dict[str, Any]]:
-    sweeps = scene.manifest.config.fit.sweeps
+    passes = scene.manifest.passes
+    sweeps = len(passes)
     ledgers = {"ingest": "strips", "survey": "survey", "sample": "state-0-reports"}
-    ledgers |= {f"fit, sweep {sweep} of {sweeps}": f"state-{sweep}-reports" for sweep in range(1, sweeps + 1)}
+    ledgers |= {stage_name(k, passes): f"state-{k}-reports" for k in range(1, sweeps + 1)}
     rated = scene.manifest.config.nominal_ratio is not None
     ledgers |= {"rate": "shape-rates"} if rated else {}
     ledgers |= {"settle": f"state-{sweeps + 1}-reports"}
     ledgers |= {"rate of colors": "color-rates"} if rated else {}
     ledgers |= {"encode": "encoded"}
+    latest = latest_sweep(scene.work()) or 0
+    over = {f"state-{sweep}-reports" for sweep in range(latest)}  # each is complete before the next one begins
     for stage, name in ledgers.items():
-        done = _done(scene, name, scene.grid.shape)
+        done = np.ones(scene.grid.shape, np.bool_) if name in over else _done(scene, name, scene.grid.shape)
         failed = sum(len(jobs) for name, jobs in failures.items() if name.split(", phase")[0] == stage)
         yield {"stage": stage, "done": int(done.sum()), "total": done.size, "failed": failed}
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from smartsplat.errors import ConfigError
 
+LEVEL_FACTORS = (1, 2, 4, 8)
+"""Sides, in px, that a pixel of a coarser level may have."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -52,37 +55,67 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """How the Gaussians are optimised: four-phase sweeps over the tiles, each a color solve and Adam steps.
+    """How the Gaussians are placed and optimised (`smartsplat.optim.schedule` says in which order).
 
     Parameters
     ----------
-    sweeps
-        Times every tile is visited.
-    color_iterations
-        Conjugate-gradient iterations for the colors at the start of a visit.
-    steps
-        Adam steps of a visit.
-    mean_rate, scale_rate, rotation_rate, color_rate
-        Adam rates at the start; they fall to zero along a cosine over all sweeps. A mean moves in units of its
-        Gaussian's smaller scale, a scale relative to itself, a rotation in rad, a color in units of the full range.
+    start_fraction
+        Share of the Gaussians that are sampled; the others are inserted stage by stage. Without stages all are sampled.
+    color_sweeps, color_iterations
+        Times that colors are solved at the start, and conjugate-gradient iterations of a color solve.
+    stages, stage_pairs, stage_factor
+        Stages that end with an insertion, work of the sweep before it, and the level it is done at.
+    insert_scale
+        Scale of an inserted Gaussian, in units of the scene's base scale.
+    replacements, replaced_share
+        Times that Gaussians of least effect are replaced by new ones, and the share of them.
+    coarse_factors, coarse_pairs
+        Levels at which large Gaussians are optimised before each sweep, and the work there.
+    final_pairs
+        Work of each sweep at full resolution.
+    adam_steps, ssim_share
+        Steps of Adam at the end, on ``(1 - ssim_share) L1 + ssim_share (1 - SSIM)``.
+    mean_rate, scale_rate, rotation_rate, color_rate, relative_rates
+        Of Adam (see `smartsplat.optim.adam.Rates`).
     min_scale
         Smallest standard deviation, px. Below about a third of a pixel a Gaussian falls between pixel centres.
     """
 
-    sweeps: int = 3
-    color_iterations: int = 8
-    steps: int = 50
+    start_fraction: float = 0.3
+    color_sweeps: int = 2
+    color_iterations: int = 5
+    stages: int = 6
+    stage_pairs: int = 25
+    stage_factor: int = 2
+    insert_scale: float = 0.8
+    replacements: int = 0
+    replaced_share: float = 0.05
+    coarse_factors: tuple[int, ...] = (8, 4)
+    coarse_pairs: int = 15
+    final_pairs: tuple[int, ...] = (60, 40)
+    adam_steps: int = 0
+    ssim_share: float = 0.1
     mean_rate: float = 0.1
     scale_rate: float = 0.05
     rotation_rate: float = 0.05
     color_rate: float = 0.02
+    relative_rates: bool = True
     min_scale: float = 0.35
 
     def __post_init__(self) -> None:
         _whole_to_float(self)
-        _require(self.sweeps >= 1, f"sweeps {self.sweeps} must be at least 1")
-        _require(self.color_iterations >= 0, f"color_iterations {self.color_iterations} must not be negative")
-        _require(self.steps >= 0, f"steps {self.steps} must not be negative")
+        for name in ("coarse_factors", "final_pairs"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _require(0 < self.start_fraction <= 1, f"start_fraction {self.start_fraction} not in (0, 1]")
+        _require(0 <= self.replaced_share < 1, f"replaced_share {self.replaced_share} not in [0, 1)")
+        _require(0 <= self.ssim_share <= 1, f"ssim_share {self.ssim_share} not in [0, 1]")
+        for name in ("color_sweeps", "color_iterations", "stages", "stage_pairs", "replacements", "coarse_pairs"):
+            _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} must not be negative")
+        _require(self.adam_steps >= 0, f"adam_steps {self.adam_steps} must not be negative")
+        _require(self.insert_scale > 0, f"insert_scale {self.insert_scale} must be positive")
+        _require(all(pairs > 0 for pairs in self.final_pairs), f"final_pairs {self.final_pairs} must be positive")
+        for factor in (self.stage_factor, *self.coarse_factors):
+            _require(factor in LEVEL_FACTORS, f"level {factor} must be one of {', '.join(map(str, LEVEL_FACTORS))}")
         for name in ("mean_rate", "scale_rate", "rotation_rate", "color_rate"):
             rate = getattr(self, name)
             _require(0 <= rate < math.inf, f"{name} {rate} must be finite and not negative")

@@ -259,6 +259,30 @@ class TileGrid:
         return tuple(TileId(row, col) for row in rows for col in cols)
 
 
+def block_grid(grid: TileGrid, factor: int) -> TileGrid:
+    """Return the grid of blocks of ``factor x factor`` tiles that a pass at level `factor` visits one by one.
+
+    In pixels of the level a block, its halo and its reach are what a tile's are in px of the scene.
+
+    Examples
+    --------
+    >>> block_grid(TileGrid(height=1000, width=600, tile=128, halo=16), 4).shape
+    (2, 2)
+    """
+    return TileGrid(height=grid.height, width=grid.width, tile=grid.tile * factor, halo=grid.halo * factor)
+
+
+def colors_of(grid: TileGrid) -> list[int]:
+    """Return the colours that any tile of the grid has: a small grid lacks some, and so some phases.
+
+    Examples
+    --------
+    >>> colors_of(TileGrid(height=100, width=600, tile=512, halo=64))
+    [0, 1]
+    """
+    return sorted({tile.color for tile in grid})
+
+
 def largest_halo(tile: int) -> int:
     """Return the widest halo that `tile` admits, px.
 

@@ -86,8 +86,13 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
 
 def has_array(group: zarr.Group, name: str) -> bool:
     """Return whether the group has an array `name`, sound or not: ``name in group`` fails if it is damaged."""
+    return (folder_of(group, name) / "zarr.json").is_file()
+
+
+def folder_of(group: zarr.Group, name: str = "") -> Path:
+    """Return where on disk the group, or its array `name`, lies."""
     assert isinstance(group.store, LocalStore)
-    return (group.store.root / group.path / name / "zarr.json").is_file()
+    return group.store.root / group.path / name
 
 
 def drop_chunk(array: zarr.Array, *index: int) -> None:

@@ -25,12 +25,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
+from smartsplat.budget import base_scale
 from smartsplat.codec import Steps
 from smartsplat.config import SceneConfig, digest_of
 from smartsplat.errors import SmartsplatError, StoreError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId
 from smartsplat.normalization import Normalization
+from smartsplat.schedule import FitPass, InsertPass, schedule
 from storage.codecs import GaussiansCodec
 from storage.groups import (
     CHECKED,
@@ -101,6 +103,12 @@ class Manifest:
         """The scene's tiles."""
         height, width, _ = self.shape
         return TileGrid(height=height, width=width, tile=self.config.tile, halo=self.config.halo)
+
+    @property
+    def passes(self) -> list[FitPass | InsertPass]:
+        """What the fit does, in order; the first writes sweep 1."""
+        height, width, _ = self.shape
+        return schedule(self.config.fit, count=self.count, base_scale=base_scale(height, width, self.count))
 
     @property
     def raw_bytes(self) -> int:

@@ -1,12 +1,14 @@
 """Working Gaussians between sweeps, keyed by tile and phase.
 
-A tile is optimised in one phase of each sweep, so the array of a sweep, one chunk a tile, holds the output of that
-sweep's four phases; sweep 0 is what sampling placed.
+A tile is visited in one phase of each sweep, so the array of a sweep, one chunk a tile, holds the output of that
+sweep's four phases; sweep 0 is what sampling placed. Only the two latest sweeps are kept: one is read, one written.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +18,25 @@ from numpy.typing import NDArray
 from smartsplat.errors import StoreError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Gaussians
 from smartsplat.geometry import TileGrid, TileId
-from storage.groups import CHECKED, create_array, has_array, open_array
+from storage.groups import CHECKED, create_array, folder_of, has_array, open_array
 from storage.ledger import Ledger
 
-REPORT_FIELDS = ("count", "loss_before", "loss_after", "squared_error", "weight", "color_low", "color_high")
+REPORT_FIELDS = (
+    "count",
+    "loss_before",
+    "loss_after",
+    "squared_error",
+    "weight",
+    "color_low",
+    "color_high",
+    "scale_low",
+    "scale_high",
+)
+
+_ROWS_A_CHUNK = 2048
+
+STATE, CANDIDATES = "state", "candidates"
+"""What is kept of a sweep: its Gaussians; those that might be added in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,50 +47,59 @@ class SweepState:
     ----------
     grid
         Of the scene.
-    sweep
-        0 = as sampled.
+    name
+        Of the array: a kind and a sweep, 0 = as sampled.
     rows
-        float32 ``(rows, cols, capacity, 5 + C)``, NaN beyond a tile's count.
+        float32 ``(rows, cols, capacity, 5 + C)``, NaN beyond a tile's count; of a tile only the chunks it fills are
+        written.
     reports
         One row per tile, its fields named by `REPORT_FIELDS`; written after the tile's Gaussians.
     """
 
     grid: TileGrid
-    sweep: int
+    name: str
     rows: zarr.Array
     reports: Ledger
 
     @classmethod
-    def open_or_create(cls, group: zarr.Group, sweep: int, *, grid: TileGrid, capacity: int, bands: int) -> SweepState:
+    def open_or_create(
+        cls, group: zarr.Group, sweep: int, *, grid: TileGrid, capacity: int, bands: int, kind: str = STATE
+    ) -> SweepState:
         """Return the state of `sweep` in `group`, made on first use with room for `capacity` Gaussians a tile."""
-        if has_array(group, f"state-{sweep}-reports"):
-            return cls.open(group, sweep, grid=grid)
+        name = f"{kind}-{sweep}"
+        if has_array(group, f"{name}-reports"):
+            return cls.open(group, sweep, grid=grid, kind=kind)
         parameters = GEOMETRY_PARAMETERS + bands
         create_array(
             group,
-            f"state-{sweep}",
+            name,
             shape=(*grid.shape, max(1, capacity), parameters),
-            chunks=(1, 1, max(1, capacity), parameters),
+            chunks=(1, 1, min(max(1, capacity), _ROWS_A_CHUNK), parameters),
             dtype="float32",
             fill_value=math.nan,
             compressors=CHECKED,
             overwrite=True,
         )
-        Ledger.create(group, f"state-{sweep}-reports", jobs=grid.shape, fields=len(REPORT_FIELDS))
-        return cls.open(group, sweep, grid=grid)
+        Ledger.create(group, f"{name}-reports", jobs=grid.shape, fields=len(REPORT_FIELDS))
+        return cls.open(group, sweep, grid=grid, kind=kind)
 
     @classmethod
-    def open(cls, group: zarr.Group, sweep: int, *, grid: TileGrid) -> SweepState:
+    def open(cls, group: zarr.Group, sweep: int, *, grid: TileGrid, kind: str = STATE) -> SweepState:
         """Return the existing state of `sweep`."""
-        rows, reports = open_array(group, f"state-{sweep}"), Ledger.open(group, f"state-{sweep}-reports")
-        return cls(grid=grid, sweep=sweep, rows=rows, reports=reports)
+        name = f"{kind}-{sweep}"
+        return cls(grid=grid, name=name, rows=open_array(group, name), reports=Ledger.open(group, f"{name}-reports"))
 
     def write(self, tile: TileId, gaussians: Gaussians, report: NDArray[np.float64]) -> None:
         """Store a tile's Gaussians, then its report."""
-        rows = np.full(self.rows.shape[2:], np.nan, np.float32)
+        rows = np.full((self._stored_rows(len(gaussians)), self.rows.shape[3]), np.nan, np.float32)
         rows[: len(gaussians)] = gaussians.to_rows()
-        self.rows[tile.row, tile.col] = rows
+        self.rows[tile.row, tile.col, : len(rows)] = rows
         self.reports.write((tile.row, tile.col), report)
+
+    def _stored_rows(self, count: int) -> int:
+        """Return how many rows the chunks hold that `count` Gaussians take."""
+        chunk = self.rows.chunks[2]
+        return min(max(1, -(-count // chunk)) * chunk, self.rows.shape[2])
 
     def recheck(self) -> int:
         """Strike out finished tiles that do not read back; return how many."""
@@ -98,9 +124,33 @@ class SweepState:
         """
         try:
             count = int(self.reports.read((tile.row, tile.col))[0])
-            rows = np.asarray(self.rows[tile.row, tile.col])
+            rows = np.asarray(self.rows[tile.row, tile.col, : self._stored_rows(count)])
         except ValueError as error:
-            raise StoreError(f"working state of tile {tile}, sweep {self.sweep}, is damaged ({error})") from error
+            raise StoreError(f"{self.name} of tile {tile} is damaged ({error})") from error
         if np.isnan(rows[:count]).any() or not np.isnan(rows[count:]).all():
-            raise StoreError(f"working state of tile {tile}, sweep {self.sweep}, does not hold its {count} Gaussians")
+            raise StoreError(f"{self.name} of tile {tile} does not hold its {count} Gaussians")
         return Gaussians.from_rows(rows[:count], origin=self.grid.core(tile).origin)
+
+
+def latest_sweep(group: zarr.Group) -> int | None:
+    """Return the highest sweep that was begun; None if none was."""
+    return max((sweep for kind, sweep, _ in _kept(group) if kind == STATE), default=None)
+
+
+def forget_sweeps(group: zarr.Group, *, before: int) -> None:
+    """Delete all that is kept of sweeps lower than `before`."""
+    for _, sweep, name in _kept(group):
+        if sweep < before:
+            # Reports first: without them the rest counts as not there.
+            for folder in (f"{name}-reports", f"{name}-scores", name):
+                shutil.rmtree(folder_of(group, folder), ignore_errors=True)
+
+
+def _kept(group: zarr.Group) -> list[tuple[str, int, str]]:
+    """Return kind, sweep and name of everything that has reports."""
+    found: list[tuple[str, int, str]] = []
+    for folder in folder_of(group).iterdir():
+        match = re.fullmatch(rf"(({STATE}|{CANDIDATES})-(\d+))-reports", folder.name)
+        if match and has_array(group, folder.name):
+            found.append((match[2], int(match[3]), match[1]))
+    return found

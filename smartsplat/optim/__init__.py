@@ -1,7 +1,7 @@
-"""The fit: one tile at a time, each tile's Gaussians against what its neighbours leave of the image."""
+"""The fit: tile by tile, each tile's Gaussians against what its neighbours leave of the image."""
 
 from __future__ import annotations
 
-from smartsplat.optim.fit import FitReport, TileTarget, fit_tile
+from smartsplat.optim.fit import FitReport, Target, fit_tiles
 
-__all__ = ["FitReport", "TileTarget", "fit_tile"]
+__all__ = ["FitReport", "Target", "fit_tiles"]

@@ -21,9 +21,9 @@ def solve_colors(
     operators
         Of the Gaussians, whose own colors are not used.
     target
-        ``(H, W, C)``.
+        Planes ``(C, height, pitch)``.
     weight
-        ``(H, W)``, 0 = no data; None = all 1.
+        One plane, 0 = no data; None = all 1.
     start
         ``(N, C)``: the colors to begin from; never made worse.
     scales
@@ -34,10 +34,13 @@ def solve_colors(
     Notes
     -----
     Each band has the same operator but its own step length: the bands are separate problems solved side by side.
+    Images in float32, the solver's vectors and sums in float64.
     """
     inverse_diagonal = 1 / np.maximum(math.pi * scales.prod(axis=1, keepdims=True, dtype=np.float64), 1e-3)
     colors = start.astype(np.float64)
-    residual = _pull(operators, target - operators.render(colors=start), weight)
+    image = np.empty_like(target)
+    operators.draw(image, colors=start, target=target, weight=weight)
+    residual = -_pull(operators, image)
     direction = np.zeros_like(residual)
     previous = np.ones(residual.shape[1])
     for _ in range(iterations):
@@ -46,8 +49,8 @@ def solve_colors(
         if not (norms > 0).any():
             break
         direction = preconditioned + direction * _ratio(norms, previous)
-        image = operators.render(colors=direction.astype(np.float32))
-        mapped = _pull(operators, image, weight)
+        operators.draw(image, colors=direction.astype(np.float32), weight=weight)
+        mapped = _pull(operators, image)
         lengths = _ratio(norms, (direction * mapped).sum(axis=0))
         colors += lengths * direction
         residual -= lengths * mapped
@@ -55,9 +58,8 @@ def solve_colors(
     return colors.astype(np.float32)
 
 
-def _pull(operators: Operators, image: Floats, weight: Floats | None) -> NDArray[np.float64]:
-    weighted = image if weight is None else image * weight[:, :, None]
-    return operators.vjp(weighted)[:, GEOMETRY_PARAMETERS:].astype(np.float64)
+def _pull(operators: Operators, image: Floats) -> NDArray[np.float64]:
+    return operators.gather(image)[:, GEOMETRY_PARAMETERS:]
 
 
 def _ratio(upper: NDArray[np.float64], lower: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,38 +1,41 @@
-"""Fit one tile's Gaussians to its pixels, with those of its neighbours held fixed."""
+"""Fit some tiles' Gaussians to their pixels, with those of the tiles around held fixed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from smartsplat.config import FitConfig
-from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
+from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians, concatenate
 from smartsplat.geometry import Region
+from smartsplat.optim.adam import Rates, adam
 from smartsplat.optim.colors import solve_colors
-from smartsplat.optim.loss import squared_error
-from smartsplat.render import operators, render
-
-_DECAYS = (0.9, 0.99)
-_TINY = 1e-12
+from smartsplat.optim.levels import from_level, level_scale, to_level
+from smartsplat.optim.lm import Bounds, levenberg_marquardt
+from smartsplat.optim.loss import MixedLoss
+from smartsplat.render import operators
+from smartsplat.render.cpu import to_image, to_planes
+from smartsplat.schedule import FitPass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What one visit to a tile did.
+    """What one visit did.
 
     Parameters
     ----------
     count
-        Gaussians of the tile.
+        Gaussians that were visited.
     loss_before, loss_after
-        Weighted mean squared error over the padded tile, in units of the normalised range squared.
+        Weighted mean squared error over the padded region, in units of the normalised range squared.
     squared_error, weight
-        Over the core alone: their sums over all tiles give the error of the scene.
+        Over the core alone: their sums over all visits of a sweep give the error of the scene at that level.
     color_low, color_high
         Range of the colors; they may leave [0, 1].
+    scale_low, scale_high
+        Range of the scales, px; 0 if there is no Gaussian.
     """
 
     count: int
@@ -42,11 +45,13 @@ class FitReport:
     weight: float
     color_low: float
     color_high: float
+    scale_low: float
+    scale_high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TileTarget:
-    """What a tile is fitted to.
+class Target:
+    """What is fitted to: some pixels of a level.
 
     Parameters
     ----------
@@ -55,38 +60,42 @@ class TileTarget:
     weight
         ``(h, w)`` float32, 0 = no data; None = all 1.
     core, padded
-        The pixels the tile owns, and those with their context.
+        The pixels that are owned, and those with their context, px of the level.
+    factor
+        Of the level.
     """
 
     pixels: Floats
     weight: Floats | None
     core: Region
     padded: Region
+    factor: int = 1
 
 
-def fit_tile(
-    target: TileTarget,
-    own: Gaussians,
+def fit_tiles(
+    target: Target,
+    own: Sequence[Gaussians],
     *,
+    cores: Sequence[Region],
     frozen: Sequence[Gaussians],
+    work: FitPass,
     config: FitConfig,
-    sweep: int,
     max_scale: float,
     engine: str = "auto",
-) -> tuple[Gaussians, FitReport]:
-    """Return `own` fitted to what `frozen` leaves of the target: colors by least squares, then Adam, best iterate kept.
+) -> tuple[list[Gaussians], FitReport]:
+    """Return each set of `own` fitted to what `frozen` leaves of the target; never a worse fit than it was.
 
     Parameters
     ----------
     target
-        Pixels, weight and place of the tile.
-    own
-        The tile's Gaussians, means relative to the core's origin. Their footprints are cut at the edge of `padded`
-        here; beyond it they are only seen by the neighbours' fits.
+        Pixels, weight and place.
+    own, cores
+        At least one tile's Gaussians, means relative to its core's origin, and that core, px of the scene. Footprints
+        are cut at the edge of `padded` here; beyond it they are only seen by the neighbours' fits.
     frozen
         The neighbours' Gaussians, each set with its own origin.
-    sweep
-        From 1; sets how far the rates have decayed.
+    work
+        What to do.
     max_scale
         Px; keeps footprints within reach.
     engine
@@ -94,105 +103,174 @@ def fit_tile(
 
     Notes
     -----
-    Rates are relative to each Gaussian's size, so one setting suits needles and blobs, large tiles and small. float32
-    throughout; losses are summed in float64.
+    Colors may leave [0, 1]. Images in float32; losses are summed in float64. With `work.adam_steps` "worse" is by that
+    loss, which is not the one reported.
     """
-    rest = target.pixels if not len(frozen) else target.pixels - render(frozen, target.padded, engine=engine)
-    if target.weight is not None:
-        rest = np.where(target.weight[:, :, None] > 0, rest, np.float32(0))
-    before, _ = squared_error(render(own, target.padded, engine=engine), rest, weight=target.weight)
-    best = own
-    if len(own):
-        solved = _with_solved_colors(own, rest, target=target, config=config, engine=engine)
-        best = _adam(solved, rest, target=target, config=config, sweep=sweep, max_scale=max_scale, engine=engine)
-    image = render(best, target.padded, engine=engine)
-    after, _ = squared_error(image, rest, weight=target.weight)
-    if after > before:
-        best, image, after = own, render(own, target.padded, engine=engine), before
-    return best, _report(best, image - rest, target=target, losses=(before, after))
-
-
-def _with_solved_colors(
-    own: Gaussians, rest: Floats, *, target: TileTarget, config: FitConfig, engine: str
-) -> Gaussians:
-    at = operators(own, target.padded, engine=engine)
-    colors = solve_colors(
-        at, rest, weight=target.weight, start=own.colors, scales=own.scales, iterations=config.color_iterations
+    moving = [one.scales.max(axis=1, initial=0) >= work.least_scale for one in own]
+    still = [*frozen, *(one.select(~moves) for one, moves in zip(own, moving, strict=True))]
+    movers = [one.select(moves) for one, moves in zip(own, moving, strict=True)]
+    problem = _Problem(
+        region=target.padded,
+        target=_left_over(target, still, engine=engine),
+        weight=None if target.weight is None else to_planes(target.weight[:, :, None])[0],
+        bounds=_bounds(target, movers, cores=cores, min_scale=config.min_scale, max_scale=max_scale),
+        engine=engine,
     )
-    rows = own.to_rows()
-    rows[:, GEOMETRY_PARAMETERS:] = colors
-    return Gaussians.from_rows(rows, origin=own.origin)
+    origin = target.core.origin
+    start = concatenate([to_level(one, target.factor, origin=origin) for one in movers], origin=origin)
+    best = _optimised(start, problem, work=work, config=config)
+    fitted = _split(best, own, moving, target=target, cores=cores, min_scale=config.min_scale)
+    residual = np.empty_like(problem.target)
+    before = problem.squared_error(start, residual)
+    after = problem.squared_error(best, residual)
+    return fitted, _report(fitted, residual, target=target, losses=(before, after))
 
 
-def _adam(
-    own: Gaussians,
-    rest: Floats,
-    *,
-    target: TileTarget,
-    config: FitConfig,
-    sweep: int,
-    max_scale: float,
-    engine: str,
-) -> Gaussians:
-    """Return the best iterate of Adam (Kingma & Ba, arXiv:1412.6980) on size-relative coordinates."""
-    rows, best, lowest = own.to_rows(), own, math.inf
-    rates = _rates(config, bands=own.bands)
-    first, second = np.zeros_like(rows), np.zeros_like(rows)
-    for step in range(config.steps + 1):
-        current = Gaussians.from_rows(rows, origin=own.origin)
-        at = operators(current, target.padded, engine=engine)
-        loss, slope = squared_error(at.render(), rest, weight=target.weight)
-        if loss < lowest:
-            best, lowest = current, loss
-        if step == config.steps or not math.isfinite(loss):
-            break
-        units = _units(rows)
-        gradient = at.vjp(slope) * units
-        for moment, value, decay in zip((first, second), (gradient, gradient**2), _DECAYS, strict=True):
-            moment *= decay
-            moment += (1 - decay) * value
-        correction = math.sqrt(1 - _DECAYS[1] ** (step + 1)) / (1 - _DECAYS[0] ** (step + 1))
-        decay = _cosine((sweep - 1 + step / config.steps) / config.sweeps)
-        move = np.float32(decay * correction) * rates * units * first / (np.sqrt(second) + _TINY)
-        rows = (rows - move).astype(np.float32)
-        _confine(rows, core=target.core, scales=(config.min_scale, max_scale))
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Problem:
+    """A fit at its level: over what region, to what planes and with what weights, and where Gaussians may be."""
+
+    region: Region
+    target: Floats
+    weight: Floats | None
+    bounds: Bounds
+    engine: str
+
+    def squared_error(self, gaussians: Gaussians, residual: Floats) -> float:
+        """Return the weighted sum of squares of the difference, and fill `residual` with it, weighted."""
+        at = operators(gaussians, self.region, engine=self.engine)
+        return at.draw(residual, target=self.target, weight=self.weight)
+
+
+def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: FitConfig) -> Gaussians:
+    if not len(start) or (problem.weight is not None and not problem.weight.any()):
+        return start
+    best = start
+    if work.color_iterations:
+        best = _with_solved_colors(best, problem, iterations=work.color_iterations)
+    if work.pairs:
+        best = levenberg_marquardt(
+            best,
+            problem.target,
+            region=problem.region,
+            weight=problem.weight,
+            bounds=problem.bounds,
+            pairs=work.pairs,
+            damping=work.damping,
+            engine=problem.engine,
+        ).gaussians
+    if work.adam_steps:
+        best = _polished(best, problem, steps=work.adam_steps, config=config)
     return best
 
 
-def _rates(config: FitConfig, *, bands: int) -> Floats:
-    geometry = [config.mean_rate, config.mean_rate, config.scale_rate, config.scale_rate, config.rotation_rate]
-    return np.array(geometry + bands * [config.color_rate], np.float32)
+def _with_solved_colors(own: Gaussians, problem: _Problem, *, iterations: int) -> Gaussians:
+    at = operators(own, problem.region, engine=problem.engine)
+    colors = solve_colors(
+        at, problem.target, weight=problem.weight, start=own.colors, scales=own.scales, iterations=iterations
+    )
+    solved = replace(own, colors=colors)
+    residual = np.empty_like(problem.target)
+    # Each iteration lowers the error in exact arithmetic; in float32 a solved problem may be made worse by its noise.
+    better = problem.squared_error(solved, residual) <= problem.squared_error(own, residual)
+    return solved if better else own
 
 
-def _units(rows: Floats) -> Floats:
-    """Return the natural unit of each parameter: a mean moves relative to the smaller scale, a scale to itself."""
-    units = np.ones_like(rows)
-    units[:, 0:2] = rows[:, 2:4].min(axis=1, keepdims=True)
-    units[:, 2:4] = rows[:, 2:4]
-    return units
+def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfig) -> Gaussians:
+    weight = (
+        problem.weight if problem.weight is not None else to_planes(np.ones((*problem.region.shape, 1), np.float32))[0]
+    )
+    return adam(
+        own,
+        MixedLoss(problem.target, weight, config.ssim_share).evaluate,
+        region=problem.region,
+        bounds=problem.bounds,
+        steps=steps,
+        rates=Rates(
+            mean=config.mean_rate,
+            scale=config.scale_rate,
+            rotation=config.rotation_rate,
+            color=config.color_rate,
+            relative=config.relative_rates,
+        ),
+        engine=problem.engine,
+    )
 
 
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
+def _left_over(target: Target, still: Sequence[Gaussians], *, engine: str) -> Floats:
+    """Return the planes of the target less the image of everything that stays as it is."""
+    planes = to_planes(target.pixels)
+    sets = [one for one in still if len(one)]
+    if not sets:
+        return planes
+    left = np.empty_like(planes)
+    operators(sets, target.padded, scale=1 / target.factor, engine=engine).draw(left, target=planes)
+    return np.negative(left, out=left)
 
 
-def _confine(rows: Floats, *, core: Region, scales: tuple[float, float]) -> None:
-    """Keep means in the core and scales in range, in place: ownership and reach never change."""
-    last = np.nextafter(np.array(core.shape, np.float32), np.float32(0))
-    np.clip(rows[:, 0:2], np.float32(0), last, out=rows[:, 0:2])
-    np.clip(rows[:, 2:4], np.float32(scales[0]), np.float32(scales[1]), out=rows[:, 2:4])
+def _bounds(
+    target: Target, movers: Sequence[Gaussians], *, cores: Sequence[Region], min_scale: float, max_scale: float
+) -> Bounds:
+    """Return the bounds of every Gaussian at the level: its mean stays in the core of its own tile."""
+    low, high = (
+        np.concatenate(
+            [
+                np.tile((np.divide(corner, target.factor) - target.core.origin).astype(np.float32), (len(one), 1))
+                for one, corner in zip(movers, corners, strict=True)
+            ]
+        )
+        for corners in ([core.origin for core in cores], [(core.y1, core.x1) for core in cores])
+    )
+    return Bounds(
+        low=low,
+        high=high,
+        min_scale=level_scale(min_scale, target.factor),
+        max_scale=level_scale(max_scale, target.factor),
+    )
 
 
-def _report(best: Gaussians, residual: Floats, *, target: TileTarget, losses: tuple[float, float]) -> FitReport:
+def _split(
+    best: Gaussians,
+    own: Sequence[Gaussians],
+    moving: Sequence[np.ndarray],
+    *,
+    target: Target,
+    cores: Sequence[Region],
+    min_scale: float,
+) -> list[Gaussians]:
+    """Return the sets `own` with those that moved as `best` has them."""
+    fitted: list[Gaussians] = []
+    start = 0
+    for one, moves, core in zip(own, moving, cores, strict=True):
+        end = start + int(moves.sum())
+        moved = from_level(best.select(slice(start, end)), target.factor, origin=one.origin, min_scale=min_scale)
+        rows = one.to_rows()
+        rows[moves] = moved.to_rows()
+        # Between grids a mean may round to the edge of its core.
+        rows[:, 0:2] = np.clip(rows[:, 0:2], 0, np.nextafter(np.array(core.shape, np.float32), np.float32(0)))
+        fitted.append(Gaussians.from_rows(rows, origin=one.origin))
+        start = end
+    return fitted
+
+
+def _report(fitted: Sequence[Gaussians], residual: Floats, *, target: Target, losses: tuple[float, float]) -> FitReport:
     inner = target.core.slices_within(target.padded)
-    error = np.square(residual[inner]).sum(axis=2, dtype=np.float64)
-    weight = np.ones(error.shape) if target.weight is None else target.weight[inner]
+    weighted = to_image(residual)[inner]
+    weight = np.ones(weighted.shape[:2]) if target.weight is None else target.weight[inner].astype(np.float64)
+    error = np.square(weighted, dtype=np.float64).sum(axis=2)
+    height, width = target.padded.shape
+    total = height * width if target.weight is None else float(target.weight.sum(dtype=np.float64))
+    share = 1 / (total * weighted.shape[2]) if total else 0.0
+    rows = np.concatenate([one.to_rows() for one in fitted])
+    colors, scales = rows[:, GEOMETRY_PARAMETERS:], rows[:, 2:4]
     return FitReport(
-        count=len(best),
-        loss_before=losses[0],
-        loss_after=losses[1],
-        squared_error=float((error * weight).sum(dtype=np.float64)),
-        weight=float(weight.sum(dtype=np.float64)) * residual.shape[2],
-        color_low=float(best.colors.min(initial=0.0)),
-        color_high=float(best.colors.max(initial=1.0)),
+        count=len(rows),
+        loss_before=losses[0] * share,
+        loss_after=losses[1] * share,
+        squared_error=float(np.divide(error, weight, out=np.zeros_like(error), where=weight > 0).sum()),
+        weight=float(weight.sum()) * weighted.shape[2],
+        color_low=float(colors.min(initial=0.0)),
+        color_high=float(colors.max(initial=1.0)),
+        scale_low=float(scales.min()) if len(rows) else 0.0,
+        scale_high=float(scales.max(initial=0.0)),
     )

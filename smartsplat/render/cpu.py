@@ -32,6 +32,9 @@ from smartsplat.render.lanes import LANES, draw_strip, gather_strip, take_sum
 from smartsplat.render.packing import WHITENED_UNIT, PackedGaussians, pack
 
 BAND_ROWS = 64
+MOST_PLANES = 8
+"""Planes drawn at once; more are drawn group by group."""
+
 _GAUSSIANS_A_TASK = 32
 _ROWS_A_SUM = 128  # rows that lanes may add up in float32
 _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in float32
@@ -260,7 +263,10 @@ class Operators:
 
     def vjp(self, cotangent: Floats) -> Floats:
         """Return the gradient of ``sum(cotangent * image)``, ``(N, 5 + C)`` float32, in rows."""
-        moments = self.gather(to_planes(cotangent))
+        return self.to_rows_gradient(self.gather(to_planes(cotangent)))
+
+    def to_rows_gradient(self, moments: NDArray[np.float64]) -> Floats:
+        """Return a gradient given in whitened coordinates, ``(N, 5 + C)``, in rows, float32."""
         along_y, along_x = self._axes
         mean, (first, second, shear) = moments[self.packed.index, :2], self.shapes.T
         gradient = moments.astype(np.float32)
@@ -313,7 +319,12 @@ class Operators:
         """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)``, in whitened coordinates."""
         bands = len(planes)
         moments = np.zeros((len(self.packed), GEOMETRY_PARAMETERS + bands))
-        _gather((0,) * bands, moments, planes, self.schedule, self._geometry, self.packed.colors)
+        for group in _groups(bands):
+            colors = np.ascontiguousarray(self.packed.colors[:, group])
+            part = np.empty((len(moments), GEOMETRY_PARAMETERS + colors.shape[1]))
+            _gather((0,) * colors.shape[1], part, planes[group], self.schedule, self._geometry, colors)
+            moments[:, :GEOMETRY_PARAMETERS] += part[:, :GEOMETRY_PARAMETERS]
+            moments[:, GEOMETRY_PARAMETERS:][:, group] = part[:, GEOMETRY_PARAMETERS:]
         moments *= _unit_factors(bands)
         if len(moments) == self.count:
             return moments
@@ -346,9 +357,18 @@ class Operators:
     def _draw(
         self, planes: Floats, colors: Floats, tangents: Floats | None, target: Floats | None, weight: Floats | None
     ) -> float:
-        sums = np.zeros(len(self.schedule[0]) - 1)
-        _draw((0,) * len(planes), planes, sums, self.schedule, self._geometry, colors, tangents, target, weight)
-        return float(sums.sum())
+        sums, total = np.zeros(len(self.schedule[0]) - 1), 0.0
+        for group in _groups(len(planes)):
+            part = planes[group]
+            changes = None
+            if tangents is not None:
+                geometry, color = tangents[:, :GEOMETRY_PARAMETERS], tangents[:, GEOMETRY_PARAMETERS:][:, group]
+                changes = np.concatenate([geometry, color], axis=1)
+            seen = np.ascontiguousarray(colors[:, group])
+            goal = None if target is None else target[group]
+            _draw((0,) * len(part), part, sums, self.schedule, self._geometry, seen, changes, goal, weight)
+            total += float(sums.sum())
+        return total
 
 
 def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> Operators:
@@ -374,6 +394,10 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
         region=region,
         schedule=_schedule(packed.cells, packed.fractions, packed.extents, packed.blocks, region.height),
     )
+
+
+def _groups(bands: int) -> list[slice]:
+    return [slice(first, min(first + MOST_PLANES, bands)) for first in range(0, bands, MOST_PLANES)]
 
 
 def to_planes(image: Floats) -> Floats:

@@ -1,0 +1,201 @@
+"""Add Gaussians where the scene needs them most, whichever tile that is in.
+
+Every tile proposes its candidates and says how many it has of each score; from the merged counts follows how many each
+tile adds, so that together they are the best of the whole scene. The total is exact, on any executor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.optimize import begin_sweep, is_over, stage_name, tiles_around
+from pipeline.run import Run, TileJob, read_target, tile_job
+from smartsplat.gaussians import Gaussians, concatenate
+from smartsplat.geometry import Region, TileGrid
+from smartsplat.optim.insertion import (
+    SCORE_BINS,
+    find_candidates,
+    least_effect,
+    score_histogram,
+    share_top,
+    spread_evenly,
+)
+from smartsplat.optim.levels import from_level, level_region
+from smartsplat.render import render
+from smartsplat.schedule import InsertPass
+from storage.groups import disk_errors
+from storage.ledger import Ledger
+from storage.pixels import PixelStore
+from storage.scene import Scene
+from storage.state import CANDIDATES, REPORT_FIELDS, SweepState
+
+_CONTEXT_SCALES = 6  # how far the smoothing of the residual, and the search for its peaks, look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InsertJob:
+    """One tile's part of an insertion; small, as it travels to a worker.
+
+    Parameters
+    ----------
+    tile
+        Which, and where its data is.
+    sweep
+        That the insertion writes.
+    work
+        What to do.
+    kept, added, spread
+        How many of its Gaussians the tile keeps, how many candidates it adds, and how many more it has to place for
+        want of candidates (in the second part).
+    """
+
+    tile: TileJob
+    sweep: int
+    work: InsertPass
+    kept: int = 0
+    added: int = 0
+    spread: int = 0
+
+    def __str__(self) -> str:
+        return str(self.tile)
+
+
+def insert(run: Run, sweep: int, work: InsertPass) -> None:
+    """Bring the scene to `work.count` Gaussians, in those tiles where that is not done yet."""
+    if is_over(run, sweep):
+        return
+    group, grid, name = run.scene.work(writable=True), run.scene.grid, stage_name(sweep, run.plan.passes)
+    with disk_errors(run.scene.path):
+        capacity = max(most_candidates(grid.core(tile), work) for tile in grid)
+        proposed = SweepState.open_or_create(
+            group, sweep, grid=grid, capacity=capacity, bands=run.scene.bands, kind=CANDIDATES
+        )
+        Ledger.open_or_create(group, _scores(sweep), jobs=grid.shape, fields=2 * SCORE_BINS)
+    done = proposed.reports.done()
+    missing = [tile for tile in grid if not done[tile.row, tile.col]]
+    run.run_stage(
+        f"{name}: propose",
+        propose_one,
+        [InsertJob(tile=tile_job(run, tile), sweep=sweep, work=work) for tile in missing],
+        done=len(grid) - len(missing),
+    )
+    jobs = _shared_out(run, sweep, work)
+    state = begin_sweep(run, sweep, capacity=max(job.kept + job.added + job.spread for job in jobs))
+    done = state.reports.done()
+    missing = [job for job in jobs if not done[job.tile.tile.row, job.tile.tile.col]]
+    run.run_stage(name, insert_one, missing, done=len(jobs) - len(missing))
+
+
+def most_candidates(core: Region, work: InsertPass) -> int:
+    """Return more than the most candidates that a tile can have: peaks are further apart than the search reaches."""
+    level = level_region(core, work.factor)
+    apart = int(2 * work.scale / work.factor) + 1
+    return (math.ceil(level.height / apart) + 1) * (math.ceil(level.width / apart) + 1)
+
+
+def propose_one(job: InsertJob) -> None:
+    """Find one tile's candidates; runs in a worker."""
+    scene, tile, work = Scene.open(Path(job.tile.path), writable=True), job.tile.tile, job.work
+    group, grid = scene.work(writable=True), scene.grid
+    core = grid.core(tile)
+    padded = core.expand(math.ceil(_CONTEXT_SCALES * work.scale)).intersect(grid.bounds)
+    target = read_target(PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=work.factor)
+    state = SweepState.open(group, job.sweep - 1, grid=grid)
+    own = state.read(tile)
+    others = [state.read(other) for other in tiles_around(grid, core=core, padded=padded)]
+    sets = [one for one in (own, *others) if len(one)]
+    residual = target.pixels
+    if sets:
+        residual = residual - render(sets, target.padded, scale=1 / work.factor, engine=job.tile.engine)
+    candidates = find_candidates(
+        residual, target.weight, core=target.core, padded=target.padded, scale=work.scale / work.factor
+    )
+    found = _within(
+        from_level(
+            candidates.gaussians,
+            work.factor,
+            origin=core.origin,
+            min_scale=job.tile.plan.config.fit.min_scale,
+        ),
+        core,
+    )
+    histograms = np.concatenate([score_histogram(candidates.scores), score_histogram(least_effect(own))])
+    with disk_errors(scene.path):
+        Ledger.open(group, _scores(job.sweep)).write((tile.row, tile.col), histograms.astype(np.float64))
+        proposed = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES)
+        proposed.write(tile, found, _report_row(len(found)))
+
+
+def insert_one(job: InsertJob) -> None:
+    """Write one tile's Gaussians: those it keeps, and those it adds; runs in a worker."""
+    scene, tile = Scene.open(Path(job.tile.path), writable=True), job.tile.tile
+    group, grid = scene.work(writable=True), scene.grid
+    core = grid.core(tile)
+    own = SweepState.open(group, job.sweep - 1, grid=grid).read(tile)
+    candidates = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES).read(tile)
+    strongest = np.argsort(-least_effect(own), kind="stable")[: job.kept]
+    spread = spread_evenly(
+        core, count=job.spread, scale=job.work.scale, bands=own.bands, seed=(job.tile.plan.config.seed, job.sweep)
+    )
+    everything = concatenate(
+        [own.select(np.sort(strongest)), candidates.select(slice(0, job.added)), spread], origin=core.origin
+    )
+    with disk_errors(scene.path):
+        SweepState.open(group, job.sweep, grid=grid).write(tile, everything, _report_row(len(everything)))
+
+
+def _shared_out(run: Run, sweep: int, work: InsertPass) -> list[InsertJob]:
+    """Return every tile's job of the second part: what each keeps and adds."""
+    group, grid = run.scene.work(), run.scene.grid
+    scores, effects = (_Histograms(group, sweep, grid, part) for part in (0, 1))
+    before = sum(int(histogram.sum()) for histogram in effects)
+    kept = share_top(effects, count=before - math.floor(work.dropped_share * before))
+    added = share_top(scores, count=work.count - sum(kept))
+    spread = _by_area(grid, count=work.count - sum(kept) - sum(added))
+    return [
+        InsertJob(tile=tile_job(run, tile), sweep=sweep, work=work, kept=k, added=a, spread=s)
+        for tile, k, a, s in zip(grid, kept, added, spread, strict=True)
+    ]
+
+
+class _Histograms:
+    """The tiles' histograms of one insertion, read one by one: together they may be large."""
+
+    def __init__(self, group: zarr.Group, sweep: int, grid: TileGrid, part: int) -> None:
+        self._ledger = Ledger.open(group, _scores(sweep))
+        self._grid = grid
+        self._columns = slice(part * SCORE_BINS, (part + 1) * SCORE_BINS)
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        for tile in self._grid:
+            yield self._ledger.read((tile.row, tile.col))[self._columns].astype(np.int64)
+
+
+def _by_area(grid: TileGrid, *, count: int) -> list[int]:
+    """Return `count` shared between the tiles by their area."""
+    ends = np.cumsum([grid.core(tile).height * grid.core(tile).width for tile in grid])
+    return np.diff(ends * count // ends[-1], prepend=0).tolist()
+
+
+def _within(gaussians: Gaussians, core: Region) -> Gaussians:
+    """Return the Gaussians with their means in the core: at its edge a coarse pixel's centre may lie outside."""
+    last = np.nextafter(np.array(core.shape, np.float32), np.float32(0))
+    return dataclasses.replace(gaussians, means=np.clip(gaussians.means, 0, last))
+
+
+def _report_row(count: int) -> NDArray[np.float64]:
+    row = np.zeros(len(REPORT_FIELDS))
+    row[REPORT_FIELDS.index("count")] = count
+    return row
+
+
+def _scores(sweep: int) -> str:
+    return f"{CANDIDATES}-{sweep}-scores"

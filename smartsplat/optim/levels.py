@@ -1,0 +1,123 @@
+"""Levels: the same fit on a grid of larger pixels, where large structure converges at a fraction of the work.
+
+At level `factor` a pixel is the average of ``factor x factor`` px of the scene. A Gaussian seen through such a box is
+nearly a Gaussian again: its variance grows by the box's, and its integral stays (`smartsplat.render.packing.resample`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from smartsplat.gaussians import Floats, Gaussians
+from smartsplat.geometry import Region
+from smartsplat.render.packing import resample
+
+_jit: Any = njit(cache=True, error_model="numpy")
+
+
+def level_region(region: Region, factor: int) -> Region:
+    """Return the pixels of a level that a region of the scene meets.
+
+    Examples
+    --------
+    >>> level_region(Region(y0=5, y1=9, x0=0, x1=4), 4)
+    Region(y0=1, y1=3, x0=0, x1=1)
+    """
+    return Region(
+        y0=region.y0 // factor, y1=-(-region.y1 // factor), x0=region.x0 // factor, x1=-(-region.x1 // factor)
+    )
+
+
+def coarsen(pixels: Floats, weight: Floats | None, *, factor: int) -> tuple[Floats, Floats | None]:
+    """Return the weighted averages over squares of ``factor`` px, and the averages of the weights.
+
+    Parameters
+    ----------
+    pixels
+        ``(h, w, C)``, beginning at a multiple of `factor`; where it ends within a square, the rest counts as no data.
+    weight
+        ``(h, w)``, 0 = no data; None = all 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values, weight = coarsen(np.array([[[1.0], [3.0], [5.0]]], np.float32), None, factor=2)
+    >>> values.ravel(), weight.ravel()
+    (array([2., 5.], dtype=float32), array([0.5 , 0.25], dtype=float32))
+    """
+    height, width, bands = pixels.shape
+    whole = height % factor == 0 and width % factor == 0
+    if weight is None and whole:
+        return _box_means(pixels, factor), None
+    full = np.zeros((-(-height // factor) * factor, -(-width // factor) * factor, bands + 1), np.float32)
+    share = np.float32(1) if weight is None else weight[:, :, None]
+    full[:height, :width, :bands] = pixels * share
+    full[:height, :width, bands:] = share
+    means = _box_means(full, factor)
+    total = means[:, :, bands:]
+    values = np.divide(means[:, :, :bands], total, out=np.zeros_like(means[:, :, :bands]), where=total > 0)
+    return values, total[:, :, 0]
+
+
+def to_level(gaussians: Gaussians, factor: int, *, origin: tuple[int, int]) -> Gaussians:
+    """Return the Gaussians as level `factor` sees them, in its pixels, means relative to its pixel `origin`."""
+    means, seen = resample(gaussians, 1 / factor)
+    return Gaussians(
+        means=(means - origin).astype(np.float32),
+        scales=seen.scales,
+        rotations=seen.rotations,
+        colors=seen.colors,
+        origin=origin,
+    )
+
+
+def from_level(gaussians: Gaussians, factor: int, *, origin: tuple[int, int], min_scale: float) -> Gaussians:
+    """Return the Gaussians of the scene that level `factor` sees as these; means relative to `origin`.
+
+    Parameters
+    ----------
+    min_scale
+        Px; what the box hides below it stays at it.
+    """
+    seen = gaussians.scales.astype(np.float64) * factor
+    scales = np.sqrt(np.maximum(seen**2 - box_variance(factor), min_scale**2))
+    gain = (seen / scales).prod(axis=1, keepdims=True)
+    means = (gaussians.means.astype(np.float64) + gaussians.origin) * factor
+    return Gaussians(
+        means=(means - origin).astype(np.float32),
+        scales=scales.astype(np.float32),
+        rotations=gaussians.rotations,
+        colors=(gaussians.colors * gain).astype(np.float32),
+        origin=origin,
+    )
+
+
+def level_scale(scale: float, factor: int) -> float:
+    """Return the scale at level `factor`, in its pixels, of a Gaussian of `scale` px.
+
+    Examples
+    --------
+    >>> level_scale(3.0, 1), round(level_scale(3.0, 2), 3)
+    (3.0, 1.521)
+    """
+    return math.sqrt(scale**2 + box_variance(factor)) / factor
+
+
+def box_variance(factor: int) -> float:
+    """Return the variance that a box of `factor` px has beyond that of one pixel, px^2."""
+    return (factor**2 - 1) / 12
+
+
+@_jit
+def _box_means(pixels, factor):  # type: ignore[no-untyped-def]
+    height, width, bands = pixels.shape
+    means = np.zeros((height // factor, width // factor, bands), np.float32)
+    for y in range(height):
+        for x in range(width):
+            for band in range(bands):
+                means[y // factor, x // factor, band] += pixels[y, x, band]
+    return means * np.float32(1 / factor**2)

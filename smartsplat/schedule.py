@@ -1,0 +1,124 @@
+"""What a fit does, pass by pass: worked out from the settings alone, before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from smartsplat.config import FitConfig
+
+_LEAST_LEVEL_SCALE = 0.8
+"""Base scale, in px of a level, below which the level cannot tell the Gaussians apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPass:
+    """One visit to every tile: a color solve, then Levenberg-Marquardt, then Adam, each if it is asked for.
+
+    Parameters
+    ----------
+    factor
+        Of the level: its pixels are squares of that many px.
+    color_iterations
+        Conjugate-gradient iterations for the colors alone.
+    pairs, damping
+        See `smartsplat.optim.lm.levenberg_marquardt`.
+    adam_steps
+        See `smartsplat.optim.adam.adam`.
+    least_scale
+        Px: Gaussians whose larger scale is below are held fixed.
+    """
+
+    factor: int = 1
+    color_iterations: int = 0
+    pairs: int = 0
+    damping: float = 0.1
+    adam_steps: int = 0
+    least_scale: float = 0.0
+
+    def __str__(self) -> str:
+        what = [f"{self.pairs} pairs"] * (self.pairs > 0) + [f"{self.adam_steps} Adam steps"] * (self.adam_steps > 0)
+        where = f" at 1/{self.factor}" if self.factor > 1 else ""
+        return (", ".join(what) or "colors") + where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InsertPass:
+    """Gaussians are added where the residual is largest, after the weakest were dropped.
+
+    Parameters
+    ----------
+    factor
+        Of the level that the residual is taken at.
+    count
+        Gaussians of the scene afterwards.
+    scale
+        Of the new ones, px.
+    dropped_share
+        Of those there are, how many are dropped first.
+    """
+
+    factor: int
+    count: int
+    scale: float
+    dropped_share: float = 0.0
+
+    def __str__(self) -> str:
+        return f"insert, {self.count} Gaussians"
+
+
+def start_count(config: FitConfig, count: int) -> int:
+    """Return how many of `count` Gaussians are sampled; the others are inserted later."""
+    return count if config.stages == 0 else min(count, max(1, round(config.start_fraction * count)))
+
+
+def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPass | InsertPass]:
+    """Return the passes of a fit, in order.
+
+    Parameters
+    ----------
+    count, base_scale
+        Of the scene (see `smartsplat.budget.base_scale`).
+
+    Notes
+    -----
+    Colors are solved first. Each *stage* moves everything at a coarse level and then inserts; before that, coarser
+    passes settle the large Gaussians. At full resolution all are refined once or more. A level whose pixels are nearly
+    as large as the Gaussians is left out: there is nothing to be seen at it.
+
+    Examples
+    --------
+    >>> config = FitConfig(color_sweeps=1, stages=2, coarse_factors=(), stage_pairs=25, final_pairs=(60,))
+    >>> [str(each) for each in schedule(config, count=1000, base_scale=2.0)]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['colors at 1/2', '25 pairs at 1/2', 'insert, 650 Gaussians', '25 pairs at 1/2', 'insert, 1000 Gaussians',
+     '60 pairs']
+    """
+    factor = config.stage_factor if base_scale / config.stage_factor >= _LEAST_LEVEL_SCALE else 1
+    passes: list[FitPass | InsertPass] = [
+        FitPass(factor=factor, color_iterations=config.color_iterations) for _ in range(config.color_sweeps)
+    ]
+    now = start_count(config, count)
+    scale = max(float(factor), config.insert_scale * base_scale)
+    for stage in range(config.stages):
+        passes += _coarse(config)
+        passes.append(FitPass(factor=factor, pairs=config.stage_pairs))
+        now += math.ceil((count - now) / (config.stages - stage))
+        passes.append(InsertPass(factor=factor, count=now, scale=scale))
+    for _ in range(config.replacements):
+        passes.append(FitPass(pairs=config.stage_pairs))
+        passes.append(InsertPass(factor=1, count=count, scale=max(1.0, scale), dropped_share=config.replaced_share))
+    for sweep, pairs in enumerate(config.final_pairs):
+        passes += _coarse(config)
+        passes.append(FitPass(pairs=pairs, damping=0.1 if sweep == 0 else 0.05))
+    if config.adam_steps:
+        passes.append(FitPass(adam_steps=config.adam_steps))
+    return passes
+
+
+def _coarse(config: FitConfig) -> list[FitPass]:
+    return [
+        FitPass(factor=factor, pairs=config.coarse_pairs, least_scale=float(factor))
+        for factor in config.coarse_factors
+        if config.coarse_pairs
+    ]
