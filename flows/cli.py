@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -34,11 +34,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(name="bench", help="Measure the method, the presets and the engine.", no_args_is_help=True)
+app.add_typer(bench)
+
 SourceArgument = Annotated[Path, typer.Argument(help="Image file: TIFF, PNG, JPEG, WebP, ...", metavar="SOURCE")]
 SceneArgument = Annotated[Path, typer.Argument(help="Scene folder.", metavar="SCENE")]
 Ratio = Annotated[float | None, typer.Option(help="Raw bytes over bytes on disk: a promise.  [default: 100]")]
 Count = Annotated[int | None, typer.Option("--gaussians", help="Number of Gaussians, instead of a ratio.")]
-Preset = Annotated[str, typer.Option(help="draft or standard.")]
+Preset = Annotated[str, typer.Option(help="draft, standard or best (paper: the published recipe).")]
 Tile = Annotated[int | None, typer.Option(help="Side of a tile, px.  [default: 512]")]
 Halo = Annotated[int | None, typer.Option(help="Context around a tile, px.  [default: an eighth of the tile, <= 64]")]
 Seed = Annotated[int, typer.Option(help="Of the random sampling.")]
@@ -47,6 +50,7 @@ Workers = Annotated[int | None, typer.Option(help="Parallel jobs.  [default: one
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://127.0.0.1:8786.")]
 Memory = Annotated[str | None, typer.Option(help="Most memory to take in all, e.g. 4GiB.")]
 Engine = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Plot = Annotated[Path | None, typer.Option(help="PNG file to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else, on standard output.")]
 
 
@@ -212,6 +216,91 @@ def verify(scene: SceneArgument, as_json: Json = False) -> None:
             raise StoreError(f"{len(found['damaged'])} of {found['tiles']} tiles are damaged; first: {first}")
 
 
+@bench.command(name="ablation")
+def bench_ablation(
+    image: Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")],
+    ratio: Annotated[float, typer.Option(help="Stands for the published number of Gaussians at it.")] = 50.0,
+    gaussians: Count = None,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Switch the method's parts off, one by one, and show what each is worth."""
+    with _exit_codes():
+        from flows import bench as benches
+        from smartsplat.budget import gaussian_count
+        from storage.source import read_info
+
+        resources = _resources(executor, workers=workers, scheduler=None, memory=None, engine="auto")
+        info = read_info(image)
+        count = gaussians or gaussian_count(info.height, info.width, ratio)
+        rows = benches.ablation(image, count=count, resources=resources, seed=seed, progress=_progress())
+        if plot is not None:
+            benches.plot_ablation(rows, plot)
+        if as_json:
+            _print_json({"image": str(image), "gaussians": count, "variants": rows})
+            return
+        columns = ("variant", "psnr", "ssim", "ms_ssim", "seconds")
+        _print_columns(f"{image}, {count} Gaussians", columns, rows)
+
+
+@bench.command(name="quality")
+def bench_quality(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGES...")],
+    counts: Annotated[str | None, typer.Option(help="Numbers of Gaussians, e.g. 5000,10000.")] = None,
+    ratios: Annotated[str | None, typer.Option(help="Each stands for the published number of Gaussians at it.")] = None,
+    presets: Annotated[str, typer.Option(help="To compare, e.g. standard,paper.")] = "standard",
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write, complete after every fit.")] = None,
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Fit IMAGES with each preset, and show PSNR, SSIM, MS-SSIM and seconds. Nothing is quantised."""
+    with _exit_codes():
+        from flows import bench as benches
+        from flows.settings import parse_numbers
+
+        found: list[dict[str, Any]] = []
+        resources = _resources(executor, workers=workers, scheduler=None, memory=None, engine="auto")
+        for row in benches.quality(
+            images,
+            counts=[int(value) for value in parse_numbers(counts)],
+            ratios=parse_numbers(ratios) or ([] if counts else [50.0]),
+            presets=presets.split(","),
+            resources=resources,
+            seed=seed,
+        ):
+            found.append(row)
+            print(f"{row['image']}, {row['preset']}, {row['gaussians']} Gaussians: {row['psnr']} dB", file=sys.stderr)
+            if output is not None:
+                benches.write_json(output, {"fits": found, "means": benches.summary(found)})
+        if plot is not None:
+            benches.plot_quality(found, plot)
+        if as_json:
+            _print_json({"fits": found, "means": benches.summary(found)})
+            return
+        columns = ("preset", "at", "images", "psnr", "ssim", "ms_ssim", "seconds", "seconds_per_megapixel")
+        _print_columns("means over the images", columns, benches.summary(found))
+
+
+@bench.command(name="engine")
+def bench_engine(as_json: Json = False) -> None:
+    """Time the engine's operators, forward and backward, at 1 and 16 megapixels."""
+    with _exit_codes():
+        from flows import bench as benches
+
+        rows = benches.engine()
+        if as_json:
+            _print_json({"operators": rows})
+            return
+        columns = ("side", "threads", "operator", "ms_per_megapixel", "ns_per_pair")
+        _print_columns(f"{benches.PAIRS_A_PIXEL} pairs a pixel, medians", columns, rows)
+
+
 def main() -> None:
     """Run the command."""
     logging.basicConfig(level=logging.WARNING, format="smartsplat: %(message)s")
@@ -273,6 +362,13 @@ def _print_rows(title: str, rows: list[tuple[str, str]]) -> None:
     from flows.console import print_table
 
     print_table(title, rows)
+
+
+def _print_columns(title: str, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
+    from flows.console import print_columns
+
+    shown = [[_value_text(name, row[name]) for name in columns] for row in rows]
+    print_columns(title, [name.replace("_", " ") for name in columns], shown)
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def preset_names() -> list[str]:
     Examples
     --------
     >>> preset_names()
-    ['draft', 'standard']
+    ['best', 'draft', 'paper', 'standard']
     """
     folder = resources.files("flows") / "presets"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
@@ -38,7 +38,7 @@ def load_preset(name: str) -> dict[str, Any]:
         If there is none of that name.
     """
     if name not in preset_names():
-        raise ConfigError(f"preset {name!r} is unknown; use {' or '.join(preset_names())}")
+        raise ConfigError(f"preset {name!r} is unknown; use {', '.join(preset_names())}")
     return tomllib.loads((resources.files("flows") / "presets" / f"{name}.toml").read_text())
 
 
@@ -94,3 +94,25 @@ def parse_bytes(text: str) -> int:
     if not 1 <= value < math.inf:
         raise ConfigError(f"{text!r} is not a size; write it like 4GiB or 500M")
     return int(value)
+
+
+def parse_numbers(text: str | None) -> list[float]:
+    """Return the positive numbers that ``50,200`` says; none for None.
+
+    Raises
+    ------
+    ConfigError
+        If it says something else.
+
+    Examples
+    --------
+    >>> parse_numbers("50,200"), parse_numbers(None)
+    ([50.0, 200.0], [])
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        numbers = [math.nan]
+    if not all(0 < number < math.inf for number in numbers):
+        raise ConfigError(f"{text!r} is not a list of positive numbers; write it like 50,200")
+    return numbers

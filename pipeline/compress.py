@@ -218,24 +218,28 @@ def prepare(source: str | Path, path: Path, *, config: SceneConfig, resources: R
     return Preparation(path=path, plan=plan, resources=resources, exists=True, finished=manifest.complete)
 
 
-def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -> list[Step]:
-    """Return what there is to do, in order; makes the scene, or sweeps up after a killed run."""
-    plan = preparation.plan
+def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -> Run:
+    """Return the run, having made the scene, or swept up after a killed run."""
     if preparation.exists:
         scene = Scene.open(preparation.path, writable=True)
         recheck(scene)
     else:
-        scene = Scene.create(preparation.path, _manifest(plan))
-    run = Run(scene=scene, plan=plan, executor=executor, progress=progress, engine=preparation.resources.engine)
+        scene = Scene.create(preparation.path, _manifest(preparation.plan))
+    return Run(
+        scene=scene, plan=preparation.plan, executor=executor, progress=progress, engine=preparation.resources.engine
+    )
+
+
+def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -> list[Step]:
+    """Return what there is to do, in order, having begun the run."""
+    run = begin(preparation, executor, progress=progress)
+    plan, scene = run.plan, run.scene
     settling = [
         Step(name=f"settle, phase {color + 1}", stage="fit", work=lambda color=color: optimize.settle_phase(run, color))
         for color in colors_of(plan.grid)
     ]
     return [
-        Step(name="ingest", stage="ingest", work=lambda: _ingest(run, new=not preparation.exists)),
-        Step(name="survey", stage="sample", work=lambda: sample.survey(run)),
-        Step(name="sample", stage="sample", work=lambda: sample.sample(run)),
-        *_fit_steps(run),
+        *fit_steps(run, new=not preparation.exists),
         Step(name="rate", stage="encode", work=lambda: rate.measure_shapes(run)),
         *settling,
         Step(name="rate of colors", stage="encode", work=lambda: rate.measure_colors(run)),
@@ -245,9 +249,13 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
     ]
 
 
-def _fit_steps(run: Run) -> list[Step]:
-    """Return a step for each phase of each sweep, and for each insertion."""
-    found: list[Step] = []
+def fit_steps(run: Run, *, new: bool) -> list[Step]:
+    """Return the steps to finished Gaussians, not yet quantised; `new` if the scene was made for this run."""
+    found = [
+        Step(name="ingest", stage="ingest", work=lambda: _ingest(run, new=new)),
+        Step(name="survey", stage="sample", work=lambda: sample.survey(run)),
+        Step(name="sample", stage="sample", work=lambda: sample.sample(run)),
+    ]
     for sweep, each in enumerate(run.plan.passes, start=1):
         if isinstance(each, InsertPass):
             work = partial(insert.insert, run, sweep, each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from pipeline.decode import SceneView
 from pipeline.progress import NoProgress, Progress
 from pipeline.run import Run
 from smartsplat.errors import ConfigError, StoreError
+from smartsplat.gaussians import Floats
 from smartsplat.geometry import Region, TileGrid, TileId
 from smartsplat.metrics import ErrorSums, Quality, bits_per_pixel, context_region, error_sums, quality
 from smartsplat.normalization import pixel_weight
+from smartsplat.render import render
 from storage.pixels import PixelStore
-from storage.scene import Scene
+from storage.scene import Manifest, Scene
 from storage.source import SourceInfo, read_strips
+from storage.state import SweepState
 
 CORE = 512
 """Side of a scored piece, px: a multiple of `smartsplat.metrics.ALIGNMENT`."""
@@ -38,11 +41,14 @@ class ScoreJob:
         The piece.
     engine
         See `smartsplat.render.render`.
+    sweep
+        Whose working Gaussians to score, as they are; None = the encoded ones.
     """
 
     path: str
     core: Region
     engine: str
+    sweep: int | None = None
 
     def __str__(self) -> str:
         return f"region {self.core}"
@@ -50,11 +56,21 @@ class ScoreJob:
 
 def score_scene(run: Run) -> None:
     """Score the encoded scene against the staged image, and keep the result in its manifest."""
+    run.scene.update(quality=quality_dict(_score_pieces(run, sweep=None)))
+
+
+def score_sweep(run: Run, sweep: int) -> Quality:
+    """Return the quality of the working Gaussians of a sweep, not quantised, against the staged image."""
+    return _score_pieces(run, sweep=sweep)
+
+
+def _score_pieces(run: Run, *, sweep: int | None) -> Quality:
     pieces = _pieces(run.scene.manifest.shape)
-    jobs = [ScoreJob(path=str(run.scene.path), core=pieces.core(piece), engine=run.engine) for piece in pieces]
+    jobs = [
+        ScoreJob(path=str(run.scene.path), core=pieces.core(piece), engine=run.engine, sweep=sweep) for piece in pieces
+    ]
     sums = run.run_stage("evaluate", score_one, jobs)
-    total = sum(sums, ErrorSums.zero(run.scene.bands))
-    run.scene.update(quality=quality_dict(quality(total, peak=run.normalization.span)))
+    return quality(sum(sums, ErrorSums.zero(run.scene.bands)), peak=run.normalization.span)
 
 
 def score_one(job: ScoreJob) -> ErrorSums:
@@ -62,7 +78,16 @@ def score_one(job: ScoreJob) -> ErrorSums:
     scene = Scene.open(Path(job.path))
     pixels = PixelStore.open(scene.work())
     padded = context_region(job.core, pixels.shape[:2])
-    return _score(SceneView(scene, engine=job.engine), pixels.read(padded), core=job.core, padded=padded)
+    if job.sweep is None:
+        view = SceneView(scene, engine=job.engine)
+        return _score(view.values, view, pixels.read(padded), core=job.core, padded=padded)
+    state = SweepState.open(scene.work(), job.sweep, grid=scene.grid)
+
+    def values(region: Region) -> Floats:
+        tiles = scene.grid.within(region.expand(scene.grid.reach))
+        return render([state.read(tile) for tile in tiles], region, engine=job.engine)
+
+    return _score(values, scene.manifest, pixels.read(padded), core=job.core, padded=padded)
 
 
 def evaluate(view: SceneView, source: SourceInfo, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -92,7 +117,7 @@ def evaluate(view: SceneView, source: SourceInfo, *, progress: Progress | None =
             core = pieces.core(TileId(row, col))
             padded = context_region(core, view.shape[:2])
             reference = band[padded.y0 - top : padded.y1 - top, padded.x0 : padded.x1]
-            total += _score(view, reference, core=core, padded=padded)
+            total += _score(view.values, view, reference, core=core, padded=padded)
         progress.advance()
     progress.finish()
     return quality_dict(quality(total, peak=view.normalization.span)) | size_dict(view)
@@ -150,15 +175,19 @@ def verify(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     }
 
 
-def _score(view: SceneView, reference: NDArray, *, core: Region, padded: Region) -> ErrorSums:
-    rendered = view.normalization.to_pixels(view.values(padded), view.dtype)
+def _score(
+    values: Callable[[Region], Floats], image: SceneView | Manifest, reference: NDArray, *, core: Region, padded: Region
+) -> ErrorSums:
+    """Return the sums of one piece, `values` giving its normalised pixels and `image` its shape, type and range."""
+    assert image.normalization is not None
+    rendered = image.normalization.to_pixels(values(padded), np.dtype(image.dtype))
     return error_sums(
         reference,
         rendered,
         core=core,
         padded=padded,
-        shape=view.shape[:2],
-        peak=view.normalization.span,
+        shape=image.shape[:2],
+        peak=image.normalization.span,
         weight=pixel_weight(reference),
     )
 

@@ -40,11 +40,16 @@ class SamplingConfig:
         Share of the gradient in the weight; the rest is local color variance.
     nearest
         Neighbours ``K`` whose distances set the scale of a uniform sample.
+    adaptive_scales, median_colors
+        If false, every scale is the base scale, and every color that of the pixel under the mean: what the method is
+        compared with.
     """
 
     variational_fraction: float = 0.7
     gradient_share: float = 0.9
     nearest: int = 3
+    adaptive_scales: bool = True
+    median_colors: bool = True
 
     def __post_init__(self) -> None:
         _whole_to_float(self)

@@ -6,7 +6,6 @@ Images are planes, ``(C, height, pitch)`` float32 with `LANES` columns of zeros 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ _jit: Any = njit(cache=True, fastmath={"contract", "reassoc"}, error_model="nump
 _jit_parallel: Any = njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy", parallel=True)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class MixedLoss:
     """``(1 - b) L1 + b (1 - SSIM)`` against one target, both weighted means over pixels and bands.
 
@@ -43,28 +41,32 @@ class MixedLoss:
 
     Notes
     -----
-    Windows that reach over the edge see zeros there, in both images. Pixels without data are taken to be equal.
+    Windows that reach over the edge see zeros there, in both images.
 
     References
     ----------
     SmartSplat, arXiv:2512.20377 (``b = 0.1``); Wang et al., Image quality assessment, 2004.
     """
 
-    target: Floats
-    weight: Floats
-    ssim_share: float
+    def __init__(self, target: Floats, weight: Floats, ssim_share: float) -> None:
+        self._target = target
+        self._weight = weight
+        total = float(weight.sum(dtype=np.float64)) * len(target)
+        self._total = total
+        self._shares = np.array([(1 - ssim_share) / total, ssim_share / total])
+        self._maps = np.zeros((3, *target.shape), np.float32)
+        self._slope = np.zeros_like(target)
 
     def evaluate(self, image: Floats) -> tuple[float, Floats]:
-        """Return the loss of an image, given as planes, and its derivative. Rows in float32, their sums in float64."""
-        planes, height, _ = image.shape
-        maps = np.zeros((3, *image.shape), np.float32)
-        slope, sums = np.zeros_like(image), np.zeros((height, 2))
-        total = float(self.weight.sum(dtype=np.float64)) * planes
-        shares = np.array([(1 - self.ssim_share) / total, self.ssim_share / total], np.float32)
-        _similarity(image, self.target, self.weight, maps, sums)
-        _slope(image, self.target, self.weight, maps, shares, slope)
+        """Return the loss of an image, given as planes, and its derivative, which the next call overwrites.
+
+        Sums over rows in float32, over the image in float64.
+        """
+        sums = np.zeros((image.shape[1], 2))
+        _similarity(image, self._target, self._weight, self._maps, sums)
+        _slope(image, self._target, self._weight, self._maps, self._shares.astype(np.float32), self._slope)
         absolute, similarity = sums.sum(axis=0)
-        return float(shares[0] * absolute + shares[1] * (total - similarity)), slope
+        return float(self._shares[0] * absolute + self._shares[1] * (self._total - similarity)), self._slope
 
 
 @_jit

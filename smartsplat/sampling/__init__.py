@@ -111,8 +111,14 @@ def sample_tile(
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(tile.row, tile.col)))
     weights = tile_weights(pixels, weight=weight, core=core, padded=padded, gradient_share=config.gradient_share)
     means, scales = _place(weights, count=count, base_scale=base_scale, config=config, rng=rng)
+    if not config.adaptive_scales:
+        scales = np.full_like(scales, base_scale)
     scales = np.clip(scales, min_scale, max_scale).astype(np.float32)
-    colors = median_colors(pixels, weight=weight, core=core, padded=padded, means=means, scales=scales)
+    if config.median_colors:
+        colors = median_colors(pixels, weight=weight, core=core, padded=padded, means=means, scales=scales)
+    else:
+        ys, xs = (np.floor(means).astype(np.int64) + np.subtract(core.origin, padded.origin)).T
+        colors = pixels[ys, xs]
     return Gaussians(
         means=means,
         scales=np.stack([scales, scales], axis=1),

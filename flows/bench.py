@@ -1,0 +1,246 @@
+"""``smartsplat bench``: what the method's parts are worth, what the presets come to, how fast the engine is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.settings import scene_config
+from pipeline.plan import Resources
+from pipeline.progress import Progress
+from pipeline.trial import Trial, run_trial
+from smartsplat.budget import gaussian_count
+from smartsplat.config import SceneConfig
+from smartsplat.errors import ConfigError
+from smartsplat.gaussians import Gaussians
+from smartsplat.geometry import Region
+from smartsplat.render.footprint import CUTOFF
+from storage.source import read_info
+
+PAIRS_A_PIXEL = 12
+"""Of the engine's test scene: footprints over each pixel."""
+
+_REPEATS = 9
+_ADAM_STEPS = 300  # about as long as the pairs of `standard` take
+
+
+def ablation(
+    source: Path, *, count: int, resources: Resources, seed: int = 0, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Return what `standard` comes to with each of its parts switched off, and with all of them.
+
+    Each row has ``variant``, ``psnr``, ``ssim``, ``ms_ssim``, ``seconds`` and ``trace`` (seconds and PSNR after each
+    sweep).
+    """
+    rows: list[dict[str, Any]] = []
+    for variant, config in _variants(scene_config("standard", gaussians=count, seed=seed)).items():
+        trial = run_trial(source, config, resources=resources, traced=True, progress=progress)
+        rows.append({"variant": variant, **_values(trial), "trace": [list(point) for point in trial.trace]})
+    return rows
+
+
+def _variants(base: SceneConfig) -> dict[str, SceneConfig]:
+    def but(fit: dict[str, Any] | None = None, **sampling: Any) -> SceneConfig:
+        return dataclasses.replace(
+            base,
+            sampling=dataclasses.replace(base.sampling, **sampling),
+            fit=dataclasses.replace(base.fit, **(fit or {})),
+        )
+
+    at_once: dict[str, Any] = {"stages": 0, "final_pairs": (sum(base.fit.final_pairs) + 40,)}
+    by_adam: dict[str, Any] = {"stages": 0, "coarse_factors": (), "final_pairs": (), "adam_steps": _ADAM_STEPS}
+    return {
+        "all parts": base,
+        "positions: uniform": but(variational_fraction=0.0),
+        "scales: all alike": but(adaptive_scales=False),
+        "colors: one pixel's, not solved": but({"color_sweeps": 0}, median_colors=False),
+        "insertion: all from the start": but(at_once),
+        "levels: full resolution only": but({"stage_factor": 1, "coarse_factors": ()}),
+        "optimiser: Adam, all from the start": but(by_adam),
+        "none of them": but(by_adam | {"color_sweeps": 0}, variational_fraction=0.0, adaptive_scales=False),
+    }
+
+
+def quality(
+    sources: Sequence[Path],
+    *,
+    counts: Sequence[int],
+    ratios: Sequence[float],
+    presets: Sequence[str],
+    resources: Resources,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield what each preset comes to on each image, for each number of Gaussians, as soon as it is known.
+
+    A ratio stands for the published number of Gaussians at it, ``3 H W / (7 ratio)``. Nothing is quantised.
+    """
+    for source in sources:
+        info = read_info(source)
+        wanted = [(None, count) for count in counts]
+        wanted += [(ratio, gaussian_count(info.height, info.width, ratio)) for ratio in ratios]
+        for ratio, count in wanted:
+            for preset in presets:
+                config = scene_config(preset, gaussians=count, seed=seed)
+                trial = run_trial(source, config, resources=resources, progress=progress)
+                yield {"image": source.name, "preset": preset, "ratio": ratio, **_values(trial)}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return means over the images for each preset at each ratio or count.
+
+    Examples
+    --------
+    >>> row = {"image": "a", "preset": "best", "ratio": 50.0, "gaussians": 9, "psnr": 30.0, "ssim": 0.9}
+    >>> row |= {"ms_ssim": None, "seconds": 2.0, "seconds_per_megapixel": 4.0}
+    >>> summary([row, row | {"psnr": 32.0}])[0]["psnr"]
+    31.0
+    """
+    groups: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["preset"], row["ratio"] or row["gaussians"]), []).append(row)
+    found: list[dict[str, Any]] = []
+    for (preset, _), members in groups.items():
+        means: dict[str, Any] = {
+            name: _mean([row[name] for row in members])
+            for name in ("psnr", "ssim", "ms_ssim", "seconds", "seconds_per_megapixel")
+        }
+        ratio, images = members[0]["ratio"], len(members)
+        label = f"ratio {ratio:g}" if ratio else f"{members[0]['gaussians']} Gaussians"
+        found.append({"preset": preset, "at": label, "images": images, **means})
+    return found
+
+
+def engine(sides: Sequence[int] = (1024, 4096)) -> list[dict[str, Any]]:
+    """Return the median cost of each operator of the CPU engine, by size of image and number of threads.
+
+    Each row has ``side``, ``threads``, ``operator``, ``ms_per_megapixel`` and ``ns_per_pair``, a pair being a Gaussian
+    and a pixel of its footprint.
+    """
+    import numba
+
+    most = numba.get_num_threads()
+    rows: list[dict[str, Any]] = []
+    for side in sides:
+        gaussians, region = engine_scene(side)
+        for threads in sorted({1, most}):
+            numba.set_num_threads(threads)
+            for operator, seconds in _operator_seconds(gaussians, region).items():
+                megapixels = side * side / 1e6
+                rows.append(
+                    {
+                        "side": side,
+                        "threads": threads,
+                        "operator": operator,
+                        "ms_per_megapixel": 1e3 * seconds / megapixels,
+                        "ns_per_pair": 1e9 * seconds / (PAIRS_A_PIXEL * side * side),
+                    }
+                )
+    return rows
+
+
+def _operator_seconds(gaussians: Gaussians, region: Region) -> dict[str, float]:
+    from smartsplat.render.cpu import operators
+
+    at = operators(gaussians, region)
+    planes, target, other = (at.new_planes(gaussians.bands) for _ in range(3))
+    at.draw(target)
+    step = np.ones((len(gaussians), 5 + gaussians.bands))
+    calls: dict[str, Callable[[], object]] = {
+        "prepare": lambda: operators(gaussians, region),
+        "render": lambda: at.draw(planes),
+        "jvp": lambda: at.draw_change(other, step),
+        "vjp": lambda: at.gather(target),
+    }
+    return {name: median_seconds(call) for name, call in calls.items()}
+
+
+def engine_scene(side: int) -> tuple[Gaussians, Region]:
+    """Return random Gaussians with `PAIRS_A_PIXEL` footprints over each pixel, and the square they cover."""
+    count = round(side * side * 9000 / 1024**2)
+    rng = np.random.default_rng(0)
+    rows = np.empty((count, 8))
+    rows[:, 0:2] = rng.uniform(0, side, (count, 2))
+    rows[:, 2:4] = np.exp(rng.normal(0, 0.4, (count, 2)))
+    covered = math.pi * CUTOFF**2 * rows[:, 2:4].prod(axis=1).sum()
+    rows[:, 2:4] *= math.sqrt(PAIRS_A_PIXEL * side * side / covered)
+    rows[:, 4] = rng.uniform(0, math.pi, count)
+    rows[:, 5:] = rng.uniform(-1, 1, (count, 3))
+    gaussians = Gaussians.from_rows(rows.astype(np.float32))
+    return gaussians, Region(y0=0, y1=side, x0=0, x1=side)
+
+
+def median_seconds(call: Callable[[], object]) -> float:
+    """Return the median time of a call, after one that is not counted."""
+    call()
+    seconds: list[float] = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a result."""
+    path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def plot_ablation(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a picture of PSNR over time, a line for each variant."""
+    figure, axes = _figure(xlabel="seconds", ylabel="PSNR, dB")
+    for row in rows:
+        seconds, psnr = zip(*row["trace"], strict=True)
+        axes.plot(seconds, psnr, label=f"{row['variant']} ({row['psnr']:.2f} dB)")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a picture of PSNR over Gaussians a pixel, a line for each preset and image."""
+    figure, axes = _figure(xlabel="Gaussians per 1000 px", ylabel="PSNR, dB")
+    axes.set_xscale("log")
+    presets = list(dict.fromkeys(row["preset"] for row in rows))
+    for index, preset in enumerate(presets):
+        for number, image in enumerate(dict.fromkeys(row["image"] for row in rows)):
+            chosen = [row for row in rows if (row["preset"], row["image"]) == (preset, image)]
+            chosen.sort(key=lambda row: row["gaussians"])
+            density = [row["gaussians"] / (1e3 * row["megapixels"]) for row in chosen]
+            label = preset if number == 0 else None
+            axes.plot(density, [row["psnr"] for row in chosen], "o-", color=f"C{index}", alpha=0.6, label=label)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _figure(*, xlabel: str, ylabel: str) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'smartsplat[bench]', or leave out --plot") from error
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _values(trial: Trial) -> dict[str, Any]:
+    return {
+        "gaussians": trial.gaussians,
+        "megapixels": trial.megapixels,
+        **trial.quality,
+        "seconds": trial.seconds,
+        "seconds_per_megapixel": trial.seconds / trial.megapixels,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
