@@ -30,7 +30,7 @@ lint: venv
 	$(BIN)/pyright
 
 bench: venv
-	$(BIN)/python -m tests.benchmarks.engine
+	$(BIN)/smartsplat bench engine
 
 clean:
 	rm -rf .venv demo

@@ -29,6 +29,7 @@ PAIRS_A_PIXEL = 12
 """Of the engine's test scene: footprints over each pixel."""
 
 _REPEATS = 9
+_STAGES_PAIRS = 60  # what the stages' pairs come to at full resolution
 _ADAM_STEPS = 300  # about as long as the pairs of `standard` take
 
 
@@ -55,15 +56,17 @@ def _variants(base: SceneConfig) -> dict[str, SceneConfig]:
             fit=dataclasses.replace(base.fit, **(fit or {})),
         )
 
-    at_once: dict[str, Any] = {"stages": 0, "final_pairs": (sum(base.fit.final_pairs) + 40,)}
-    by_adam: dict[str, Any] = {"stages": 0, "coarse_factors": (), "final_pairs": (), "adam_steps": _ADAM_STEPS}
+    at_once: dict[str, Any] = {"stages": 0, "final_pairs": (sum(base.fit.final_pairs) + _STAGES_PAIRS,)}
+    by_adam: dict[str, Any] = {"stages": 0, "replacements": 0, "final_pairs": (), "adam_steps": _ADAM_STEPS}
     return {
         "all parts": base,
         "positions: uniform": but(variational_fraction=0.0),
         "scales: all alike": but(adaptive_scales=False),
         "colors: one pixel's, not solved": but({"color_sweeps": 0}, median_colors=False),
         "insertion: all from the start": but(at_once),
-        "levels: full resolution only": but({"stage_factor": 1, "coarse_factors": ()}),
+        "levels: full resolution only": but({"stage_factor": 1}),
+        "levels: with coarse passes": but({"coarse_factors": (8, 4)}),
+        "replacement: none": but({"replacements": 0}),
         "optimiser: Adam, all from the start": but(by_adam),
         "none of them": but(by_adam | {"color_sweeps": 0}, variational_fraction=0.0, adaptive_scales=False),
     }

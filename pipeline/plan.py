@@ -254,7 +254,8 @@ def projected_memory(source: SourceInfo, config: SceneConfig, *, count: int, exe
     also holds the interpreter and its libraries.
     """
     strip = STRIP_HEIGHT * source.width * source.bands * np.dtype(source.dtype).itemsize
-    ingest = 6 * strip + 64 * MIB
+    averages = 2 * STRIP_HEIGHT * source.width * (source.bands + 1) * 4
+    ingest = 6 * strip + averages + 64 * MIB
     job = job_bytes(source, config, count=count)
     if executor == "serial":
         return CLIENT_BYTES + max(ingest, job)
@@ -265,10 +266,11 @@ def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
     """Return the projected peak of one tile job, bytes: images over the padded tile, and its Gaussians."""
     side = config.tile + 2 * config.halo
     pixels = min(side, source.height) * min(side, source.width)
-    share = count * pixels / (source.height * source.width)
+    seen = min(pixels * config.fit.stage_factor**2, source.height * source.width)
+    share = count * seen / (source.height * source.width)
     busiest = min(4 * share, pixels)
     images = pixels * (40 + 36 * source.bands)
-    return round(images + busiest * 40 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
+    return round(images + busiest * 100 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
 
 
 CLIENT_BYTES = 260 * MIB

@@ -86,18 +86,18 @@ class FitConfig:
         Smallest standard deviation, px. Below about a third of a pixel a Gaussian falls between pixel centres.
     """
 
-    start_fraction: float = 0.3
+    start_fraction: float = 0.05
     color_sweeps: int = 2
     color_iterations: int = 5
-    stages: int = 6
+    stages: int = 10
     stage_pairs: int = 25
     stage_factor: int = 2
     insert_scale: float = 0.8
-    replacements: int = 0
+    replacements: int = 2
     replaced_share: float = 0.05
-    coarse_factors: tuple[int, ...] = (8, 4)
+    coarse_factors: tuple[int, ...] = ()
     coarse_pairs: int = 15
-    final_pairs: tuple[int, ...] = (60, 40)
+    final_pairs: tuple[int, ...] = (60,)
     adam_steps: int = 0
     ssim_share: float = 0.1
     mean_rate: float = 0.1

@@ -82,16 +82,17 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
 
     Notes
     -----
-    Colors are solved first. Each *stage* moves everything at a coarse level and then inserts; before that, coarser
-    passes settle the large Gaussians. At full resolution all are refined once or more. A level whose pixels are nearly
-    as large as the Gaussians is left out: there is nothing to be seen at it.
+    Colors are solved first. Each *stage* moves everything at a coarse level and then inserts. At full resolution all
+    are refined, those of least effect replaced, and all refined again. Coarser passes, for the large Gaussians alone,
+    may come before each sweep. A level whose pixels are nearly as large as the Gaussians is left out: there is nothing
+    to be seen at it.
 
     Examples
     --------
-    >>> config = FitConfig(color_sweeps=1, stages=2, coarse_factors=(), stage_pairs=25, final_pairs=(60,))
+    >>> config = FitConfig(start_fraction=0.2, color_sweeps=1, stages=2, replacements=0)
     >>> [str(each) for each in schedule(config, count=1000, base_scale=2.0)]
     ... # doctest: +NORMALIZE_WHITESPACE
-    ['colors at 1/2', '25 pairs at 1/2', 'insert, 650 Gaussians', '25 pairs at 1/2', 'insert, 1000 Gaussians',
+    ['colors at 1/2', '25 pairs at 1/2', 'insert, 600 Gaussians', '25 pairs at 1/2', 'insert, 1000 Gaussians',
      '60 pairs']
     """
     factor = config.stage_factor if base_scale / config.stage_factor >= _LEAST_LEVEL_SCALE else 1

@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
+from flows.bench import median_seconds
 from pipeline.decode import open_scene
-from tests.benchmarks.engine import median_seconds
 
 SCALE = 0.25
 
