@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.optimize import begin_sweep, is_over, stage_name, tiles_around
 from pipeline.run import Run, TileJob, read_target, tile_job
 from smartsplat.gaussians import Gaussians, concatenate
-from smartsplat.geometry import Region, TileGrid
+from smartsplat.geometry import Region, TileGrid, block_grid
 from smartsplat.optim.insertion import (
     SCORE_BINS,
     find_candidates,
@@ -42,12 +42,12 @@ _CONTEXT_SCALES = 6  # how far the smoothing of the residual, and the search for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsertJob:
-    """One tile's part of an insertion; small, as it travels to a worker.
+    """One tile's part of an insertion, or in its first part one block's; small, as it travels to a worker.
 
     Parameters
     ----------
     tile
-        Which, and where its data is.
+        Which tile or block, and where its data is.
     sweep
         That the insertion writes.
     work
@@ -80,12 +80,15 @@ def insert(run: Run, sweep: int, work: InsertPass) -> None:
         )
         Ledger.open_or_create(group, _scores(sweep), jobs=grid.shape, fields=2 * SCORE_BINS)
     done = proposed.reports.done()
-    missing = [tile for tile in grid if not done[tile.row, tile.col]]
+    blocks = block_grid(grid, work.factor)
+    missing = [
+        block for block in blocks if not all(done[tile.row, tile.col] for tile in grid.within(blocks.core(block)))
+    ]
     run.run_stage(
         f"{name}: propose",
         propose_one,
-        [InsertJob(tile=tile_job(run, tile), sweep=sweep, work=work) for tile in missing],
-        done=len(grid) - len(missing),
+        [InsertJob(tile=tile_job(run, block), sweep=sweep, work=work) for block in missing],
+        done=len(blocks) - len(missing),
     )
     jobs = _shared_out(run, sweep, work)
     state = begin_sweep(run, sweep, capacity=max(job.kept + job.added + job.spread for job in jobs))
@@ -102,36 +105,44 @@ def most_candidates(core: Region, work: InsertPass) -> int:
 
 
 def propose_one(job: InsertJob) -> None:
-    """Find one tile's candidates; runs in a worker."""
-    scene, tile, work = Scene.open(Path(job.tile.path), writable=True), job.tile.tile, job.work
+    """Find the candidates of one block of tiles; runs in a worker."""
+    scene, work = Scene.open(Path(job.tile.path), writable=True), job.work
     group, grid = scene.work(writable=True), scene.grid
-    core = grid.core(tile)
+    core = block_grid(grid, work.factor).core(job.tile.tile)
     padded = core.expand(math.ceil(_CONTEXT_SCALES * work.scale)).intersect(grid.bounds)
     target = read_target(PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=work.factor)
     state = SweepState.open(group, job.sweep - 1, grid=grid)
-    own = state.read(tile)
+    own = {tile: state.read(tile) for tile in grid.within(core)}
     others = [state.read(other) for other in tiles_around(grid, core=core, padded=padded)]
-    sets = [one for one in (own, *others) if len(one)]
+    sets = [one for one in (*own.values(), *others) if len(one)]
     residual = target.pixels
     if sets:
         residual = residual - render(sets, target.padded, scale=1 / work.factor, engine=job.tile.engine)
     candidates = find_candidates(
         residual, target.weight, core=target.core, padded=target.padded, scale=work.scale / work.factor
     )
-    found = _within(
-        from_level(
-            candidates.gaussians,
+    proposed = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES)
+    ledger = Ledger.open(group, _scores(job.sweep))
+    places = _tiles_of(candidates.gaussians, work.factor, grid)
+    for tile, gaussians in own.items():
+        mine = (places == (tile.row, tile.col)).all(axis=1)
+        found = from_level(
+            candidates.gaussians.select(mine).select(slice(0, most_candidates(grid.core(tile), work))),
             work.factor,
-            origin=core.origin,
+            origin=grid.core(tile).origin,
             min_scale=job.tile.plan.config.fit.min_scale,
-        ),
-        core,
-    )
-    histograms = np.concatenate([score_histogram(candidates.scores), score_histogram(least_effect(own))])
-    with disk_errors(scene.path):
-        Ledger.open(group, _scores(job.sweep)).write((tile.row, tile.col), histograms.astype(np.float64))
-        proposed = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES)
-        proposed.write(tile, found, _report_row(len(found)))
+        )
+        scores = candidates.scores[mine][: len(found)]
+        histograms = np.concatenate([score_histogram(scores), score_histogram(least_effect(gaussians))])
+        with disk_errors(scene.path):
+            ledger.write((tile.row, tile.col), histograms.astype(np.float64))
+            proposed.write(tile, _within(found, grid.core(tile)), _report_row(len(found)))
+
+
+def _tiles_of(gaussians: Gaussians, factor: int, grid: TileGrid) -> NDArray[np.int64]:
+    """Return the tile (row, col) that each Gaussian of a level lies in; beyond the scene's edge, the last one."""
+    means = (gaussians.means.astype(np.float64) + gaussians.origin) * factor
+    return np.minimum(np.floor(means / grid.tile), np.subtract(grid.shape, 1)).astype(np.int64)
 
 
 def insert_one(job: InsertJob) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from smartsplat.config import FitConfig
+from smartsplat.config import LEVEL_FACTORS, FitConfig
 
 _LEAST_LEVEL_SCALE = 0.8
 """Base scale, in px of a level, below which the level cannot tell the Gaussians apart."""
@@ -95,26 +95,38 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
     ['colors at 1/2', '25 pairs at 1/2', 'insert, 600 Gaussians', '25 pairs at 1/2', 'insert, 1000 Gaussians',
      '60 pairs']
     """
-    factor = config.stage_factor if base_scale / config.stage_factor >= _LEAST_LEVEL_SCALE else 1
+    now = start_count(config, count)
+    factor = _stage_factor(config, base_scale * math.sqrt(count / now))
     passes: list[FitPass | InsertPass] = [
         FitPass(factor=factor, color_iterations=config.color_iterations) for _ in range(config.color_sweeps)
     ]
-    now = start_count(config, count)
-    scale = max(float(factor), config.insert_scale * base_scale)
     for stage in range(config.stages):
+        factor = _stage_factor(config, base_scale * math.sqrt(count / now))
         passes += _coarse(config)
         passes.append(FitPass(factor=factor, pairs=config.stage_pairs))
         now += math.ceil((count - now) / (config.stages - stage))
-        passes.append(InsertPass(factor=factor, count=now, scale=scale))
+        passes.append(InsertPass(factor=factor, count=now, scale=_insert_scale(config, base_scale, factor)))
     for _ in range(config.replacements):
         passes.append(FitPass(pairs=config.stage_pairs))
-        passes.append(InsertPass(factor=1, count=count, scale=max(1.0, scale), dropped_share=config.replaced_share))
+        scale = _insert_scale(config, base_scale, 1)
+        passes.append(InsertPass(factor=1, count=count, scale=scale, dropped_share=config.replaced_share))
     for sweep, pairs in enumerate(config.final_pairs):
         passes += _coarse(config)
         passes.append(FitPass(pairs=pairs, damping=0.1 if sweep == 0 else 0.05))
     if config.adam_steps:
         passes.append(FitPass(adam_steps=config.adam_steps))
     return passes
+
+
+def _stage_factor(config: FitConfig, base_scale: float) -> int:
+    """Return the coarsest level allowed that can tell Gaussians of this scale apart."""
+    allowed = [factor for factor in LEVEL_FACTORS if factor <= config.stage_factor]
+    return max((factor for factor in allowed if base_scale >= _LEAST_LEVEL_SCALE * factor), default=1)
+
+
+def _insert_scale(config: FitConfig, base_scale: float, factor: int) -> float:
+    """Return the scale of inserted Gaussians, px: at least a pixel of the level."""
+    return max(float(factor), config.insert_scale * base_scale)
 
 
 def _coarse(config: FitConfig) -> list[FitPass]:

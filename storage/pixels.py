@@ -23,6 +23,7 @@ STRIP_HEIGHT = 256
 """Rows of a strip: one shard is one strip, so each shard has exactly one writer."""
 
 _CHUNK = 256
+_STRIPS = "strips"
 _COARSE = tuple(factor for factor in LEVEL_FACTORS if factor > 1)
 _FIELDS = 2  # lowest and highest finite pixel
 
@@ -32,42 +33,33 @@ class PixelStore:
 
     Parameters
     ----------
-    array
-        ``(H, W, C)``, the image's own dtype.
-    levels
-        By factor: float32 ``(ceil(H / factor), ceil(W / factor), C + 1)``, the averages over squares of that many px
-        with data, and the share of them that has any.
-    strips
-        One row per strip: written once the strip is.
+    group
+        Holds ``pixels``, ``(H, W, C)`` in the image's own dtype; for each factor ``pixels-<factor>``, float32
+        ``(ceil(H / factor), ceil(W / factor), C + 1)``, the averages over squares of that many px with data, and the
+        share of them that has any; and ``strips``, one row per strip, written once the strip is.
     """
 
-    def __init__(self, array: zarr.Array, levels: dict[int, zarr.Array], strips: Ledger) -> None:
-        self._array = array
-        self._levels = levels
-        self._strips = strips
+    def __init__(self, group: zarr.Group) -> None:
+        self._group = group
+        self._array = open_array(group, _name(1))
+        self._strips = Ledger.open(group, _STRIPS)
+        self._levels: dict[int, zarr.Array] = {}
 
     @classmethod
     def create(cls, group: zarr.Group, *, shape: tuple[int, int, int], dtype: str) -> PixelStore:
         """Return an empty store in `group`."""
         height, width, bands = shape
-        array = _create(group, "pixels", shape=shape, dtype=dtype, strip=STRIP_HEIGHT)
-        levels = {
-            factor: _create(
-                group,
-                f"pixels-{factor}",
-                shape=(-(-height // factor), -(-width // factor), bands + 1),
-                dtype="float32",
-                strip=STRIP_HEIGHT // factor,
-            )
-            for factor in _COARSE
-        }
-        return cls(array, levels, Ledger.create(group, "strips", jobs=(-(-height // STRIP_HEIGHT),), fields=_FIELDS))
+        _create(group, _name(1), shape=shape, dtype=dtype, strip=STRIP_HEIGHT)
+        for factor in _COARSE:
+            smaller = (-(-height // factor), -(-width // factor), bands + 1)
+            _create(group, _name(factor), shape=smaller, dtype="float32", strip=STRIP_HEIGHT // factor)
+        Ledger.create(group, _STRIPS, jobs=(-(-height // STRIP_HEIGHT),), fields=_FIELDS)
+        return cls(group)
 
     @classmethod
     def open(cls, group: zarr.Group) -> PixelStore:
         """Return the store in `group`."""
-        levels = {factor: open_array(group, f"pixels-{factor}") for factor in _COARSE}
-        return cls(open_array(group, "pixels"), levels, Ledger.open(group, "strips"))
+        return cls(group)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,7 +81,8 @@ class PixelStore:
         if weight is not None:
             values[weight == 0] = 0
         done = 1
-        for factor, level in self._levels.items():
+        for factor in _COARSE:
+            level = self._level(factor)
             values, weight = coarsen(values, weight, factor=factor // done)
             share = np.ones(values.shape[:2], np.float32) if weight is None else weight
             drop_chunk(level, index, 0, 0)
@@ -107,7 +100,7 @@ class PixelStore:
             strip = Region(y0=index * STRIP_HEIGHT, y1=min((index + 1) * STRIP_HEIGHT, height), x0=0, x1=width)
             try:
                 self.read(strip)
-                for factor in self._levels:
+                for factor in _COARSE:
                     self.read_level(level_region(strip, factor), factor)
             except StoreError:
                 self._strips.strike((index,))
@@ -153,16 +146,25 @@ class PixelStore:
         StoreError
             As `read` does.
         """
-        stored = _read(self._levels[factor], region, strip=STRIP_HEIGHT // factor)
+        stored = _read(self._level(factor), region, strip=STRIP_HEIGHT // factor)
         share = stored[:, :, -1]
         return stored[:, :, :-1], None if (share == 1).all() else share
 
+    def _level(self, factor: int) -> zarr.Array:
+        if factor not in self._levels:
+            self._levels[factor] = open_array(self._group, _name(factor))
+        return self._levels[factor]
 
-def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype: str, strip: int) -> zarr.Array:
-    """Return a new array of pixels with one shard for each strip."""
+
+def _name(factor: int) -> str:
+    return "pixels" if factor == 1 else f"pixels-{factor}"
+
+
+def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype: str, strip: int) -> None:
+    """Make an array of pixels with one shard for each strip."""
     _, width, bands = shape
     chunk = min(_CHUNK, strip)
-    return create_array(
+    create_array(
         group,
         name,
         shape=shape,

@@ -16,6 +16,7 @@ SCORE_BINS = 1024
 """Bins of a histogram of scores, on a logarithmic scale: 6 % of a score each."""
 
 _LEAST_SCORE, _MOST_SCORE = 1e-16, 1e10
+_TIE_BREAK = 1e-6
 _TRUNCATE = 3.0  # standard deviations at which the smoothing ends
 
 
@@ -62,7 +63,9 @@ def find_candidates(
     """
     weighted = residual if weight is None else residual * weight[:, :, None]
     score = _smooth((weighted * residual).sum(axis=2), scale)
-    peaks = (score == maximum_filter(score, size=2 * int(2 * scale) + 1)) & (score > _LEAST_SCORE)
+    # On a plateau every pixel would be a peak; a little noise leaves one here and there.
+    ranked = score * (1 + _TIE_BREAK * np.random.default_rng(0).random(score.shape))
+    peaks = (ranked == maximum_filter(ranked, size=2 * int(2 * scale) + 1)) & (score > _LEAST_SCORE)
     ys, xs = np.nonzero(peaks[core.slices_within(padded)])
     within = core.y0 - padded.y0 + ys, core.x0 - padded.x0 + xs
     order = np.argsort(-score[within], kind="stable")

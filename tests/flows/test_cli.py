@@ -100,6 +100,9 @@ def test_plan_says_what_would_be_done_and_writes_nothing(smartsplat, photo_file,
     values = only_json(done)
     assert (values["tiles"], values["byte_budget"]) == ([3, 4], 150 * 200 * 3 // 8)
     assert values["gaussians"] == only_json(compressed[1])["gaussians"]
+    assert "insert" in values["passes"][-2]
+    assert f"insert, {values['gaussians']} Gaussians" in values["passes"]
+    assert values["phases"] >= len([each for each in values["passes"] if "insert" not in each])
     text = smartsplat("plan", photo_file, *quick, cwd=tmp_path)
     assert text.returncode == 0
     assert str(values["gaussians"]) in text.stdout
@@ -131,9 +134,9 @@ def test_status_of_an_unfinished_scene_names_what_is_missing(smartsplat, photo_f
     from pipeline.executors import SerialExecutor
     from pipeline.plan import Resources
     from pipeline.progress import NoProgress
-    from smartsplat.config import FitConfig, SceneConfig
+    from smartsplat.config import SceneConfig
 
-    config = SceneConfig(count=100, tile=64, halo=8, fit=FitConfig(sweeps=1, steps=0))
+    config = SceneConfig(count=100, tile=64, halo=8)
     preparation = prepare(photo_file, tmp_path / "a.zarr", config=config, resources=Resources(executor="serial"))
     with SerialExecutor(threads=1) as executor:
         for step in steps(preparation, executor, progress=NoProgress())[:3]:
@@ -312,7 +315,7 @@ BAD_SETTINGS = {
     "negative seed": (("--seed", "-1"), "seed -1 must not be negative"),
     "memory without unit": (("--memory", "lots"), "'lots' is not a size; write it like 4GiB"),
     "memory too small": (("--gaussians", "100", "--memory", "10MiB"), "10 MiB allowed; raise --memory to"),
-    "unknown preset": (("--preset", "best"), "preset 'best' is unknown; use draft or standard"),
+    "unknown preset": (("--preset", "finest"), "preset 'finest' is unknown; use best, draft, paper, standard"),
     "no GPU engine": (("--engine", "cuda"), "engine 'cuda' is not part of this version; use --engine cpu"),
     "unknown engine": (("--engine", "abacus"), "engine 'abacus' is unknown"),
     "unknown executor": (("--executor", "threads"), "executor 'threads' is unknown; use serial or dask"),

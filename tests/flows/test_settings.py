@@ -10,6 +10,7 @@ from flows.settings import DEFAULT_RATIO, load_preset, parse_bytes, preset_names
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError
 from smartsplat.geometry import TileGrid, default_halo
+from smartsplat.schedule import FitPass, schedule, start_count
 
 
 def test_standard_is_what_a_config_has_by_itself():
@@ -17,9 +18,24 @@ def test_standard_is_what_a_config_has_by_itself():
     assert scene_config("standard", gaussians=7).digest == SceneConfig(count=7).digest
 
 
-def test_draft_is_less_work_than_standard():
-    draft, standard = scene_config("draft").fit, scene_config("standard").fit
-    assert draft.sweeps * draft.steps < standard.sweeps * standard.steps / 2
+def pairs(preset: str) -> int:
+    """Return the pairs of Levenberg-Marquardt over all passes of a preset, at whatever level."""
+    passes = schedule(scene_config(preset).fit, count=100_000, base_scale=2.0)
+    return sum(each.pairs for each in passes if isinstance(each, FitPass))
+
+
+def test_draft_is_less_work_than_standard_and_best_is_more():
+    assert 0 < pairs("draft") < pairs("standard") / 2
+    assert pairs("best") > 2 * pairs("standard")
+
+
+def test_paper_optimises_all_gaussians_at_once_in_one_tile_by_adam_alone():
+    config = scene_config("paper", gaussians=1000)
+    (only,) = schedule(config.fit, count=1000, base_scale=2.0)
+    assert isinstance(only, FitPass)
+    assert (only.factor, only.pairs, only.color_iterations, only.adam_steps) == (1, 0, 0, config.fit.adam_steps)
+    assert start_count(config.fit, 1000) == 1000
+    assert len(TileGrid(height=50_000, width=50_000, tile=config.tile, halo=config.halo)) == 1
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -31,7 +47,7 @@ def test_presets_make_settings_that_a_grid_accepts(name):
 
 @pytest.mark.parametrize("name", ["", "Draft", "draft.toml", "../presets/draft", "quality"])
 def test_an_unknown_preset_is_refused_with_those_there_are(name):
-    with pytest.raises(ConfigError, match="is unknown; use draft or standard"):
+    with pytest.raises(ConfigError, match="is unknown; use best, draft, paper, standard"):
         load_preset(name)
 
 

@@ -1,23 +1,72 @@
-"""Small photos, the scenes made of them, and ways to look into a scene's files and to damage them."""
+"""Small images, the scenes made of them step by step, and ways to look into a scene's files and to damage them."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from sklearn.datasets import load_sample_images
 
-from pipeline.compress import compress
+from pipeline.compress import Step, compress, prepare, steps
 from pipeline.decode import SceneView, open_scene
+from pipeline.executors import Outcome, SerialExecutor
 from pipeline.plan import Resources
+from pipeline.progress import NoProgress
 from smartsplat.config import FitConfig, SceneConfig
 
 SERIAL = Resources(executor="serial", workers=1)  # threads that spin for each other are slow on a busy machine
+
+# All kinds of passes, each as short as it can be: colors, coarse levels, an insertion, full resolution.
+EVERY_PASS = FitConfig(
+    start_fraction=0.3,
+    color_sweeps=1,
+    color_iterations=2,
+    stages=1,
+    stage_pairs=4,
+    stage_factor=2,
+    replacements=0,
+    coarse_factors=(4,),
+    coarse_pairs=2,
+    final_pairs=(4,),
+)
+
+
+class _Watched(SerialExecutor):
+    """A serial executor that calls `before` with the function's name and the job before each runs."""
+
+    def __init__(self, before: Callable[[str, Any], None]) -> None:
+        super().__init__(threads=1)
+        self._before = before
+
+    def map(self, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Outcome]:
+        for index, job in enumerate(jobs):
+            self._before(function.__name__, job)
+            (outcome,) = super().map(function, [job])
+            yield dataclasses.replace(outcome, index=index)
+
+
+def _walk(
+    source: Path, scene: Path, config: SceneConfig, *, before_job: Callable[[str, Any], None] = lambda name, job: None
+) -> Iterator[Step]:
+    preparation = prepare(source, scene, config=config, resources=SERIAL)
+    with _Watched(before_job) as executor:
+        for step in steps(preparation, executor, progress=NoProgress()):
+            yield step
+            step.work()
+
+
+def _run_until(step: str, source: Path, scene: Path, config: SceneConfig) -> None:
+    for each in _walk(source, scene, config):
+        if each.name == step:
+            return
+    raise AssertionError(f"there is no step {step!r}")
 
 
 def _photo(name: str, height: int, width: int) -> np.ndarray:
@@ -98,12 +147,24 @@ def quick() -> Callable[..., SceneConfig]:
     """``quick(...)``: settings for a scene in a fraction of a second; any of `SceneConfig` can be given."""
 
     def config(**changes: object) -> SceneConfig:
-        given = {"tile": 64, "halo": 8, "fit": FitConfig(sweeps=1, steps=3, color_iterations=4)} | changes
+        given = {"tile": 64, "halo": 8, "fit": EVERY_PASS} | changes
         if "count" not in given:
             given.setdefault("nominal_ratio", 8.0)
         return SceneConfig(**given)
 
     return config
+
+
+@pytest.fixture(scope="session")
+def walk() -> Callable[..., Iterator[Step]]:
+    """``walk(source, scene, config, before_job=...)``: yield each step before it is done; to stop is to be killed."""
+    return _walk
+
+
+@pytest.fixture(scope="session")
+def run_until() -> Callable[..., None]:
+    """``run_until(step, source, scene, config)``: do the steps before `step`, and stop as if killed there."""
+    return _run_until
 
 
 @pytest.fixture(scope="session")

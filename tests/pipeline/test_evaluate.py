@@ -21,7 +21,8 @@ from storage.source import read_info
 # Sums of the same float64 terms in another order.
 ORDER = 1e-9
 
-ONE_STEP = SceneConfig(count=300, tile=512, halo=64, fit=FitConfig(sweeps=1, steps=1, color_iterations=2))
+SAMPLED = FitConfig(color_sweeps=0, stages=0, replacements=0, coarse_factors=(), final_pairs=())
+AS_SAMPLED = SceneConfig(count=300, tile=512, halo=64, fit=SAMPLED)
 
 
 def waves(height: int, width: int, bands: int, dtype: str) -> np.ndarray:
@@ -44,7 +45,7 @@ def scored(request, tmp_path_factory, write_tiff, serial) -> tuple[SceneView, Pa
         pixels[480:530, 20:50] = np.nan
         pixels[0, :, 1] = np.inf
     source = write_tiff(folder / "a.tif", pixels)
-    compress(source, folder / "a.zarr", config=ONE_STEP, resources=serial)
+    compress(source, folder / "a.zarr", config=AS_SAMPLED, resources=serial)
     return open_scene(folder / "a.zarr"), source, pixels
 
 

@@ -82,9 +82,22 @@ def test_a_number_of_gaussians_is_taken_as_it_is():
 
 
 def test_plan_as_json_says_what_was_planned():
-    planned = plan(source_of(1000, 600), SceneConfig(count=50, tile=256, halo=32, fit=FitConfig(sweeps=2)))
+    fit = FitConfig(color_sweeps=1, stages=1, stage_pairs=9, replacements=0, coarse_factors=(8,), final_pairs=(7, 5))
+    planned = plan(source_of(1000, 600), SceneConfig(count=50, tile=256, halo=32, fit=fit))
     values = planned.to_dict()
-    assert (values["tiles"], values["sweeps"], values["gaussians"]) == ([4, 3], 2, 50)
+    assert (values["tiles"], values["gaussians"]) == ([4, 3], 50)
+    assert values["passes"] == [
+        "colors at 1/2",
+        "15 pairs at 1/8",
+        "9 pairs at 1/2",
+        "insert, 50 Gaussians",
+        "15 pairs at 1/8",
+        "7 pairs",
+        "15 pairs at 1/8",
+        "5 pairs",
+    ]
+    # 4 x 3 tiles have all four colours, 2 x 2 blocks at 1/2 too, the one at 1/8 has one; then shapes settle.
+    assert values["phases"] == 4 + 1 + 4 + 1 + 4 + 1 + 4 + 4
     assert (values["memory_bytes"], values["digest"]) == (planned.memory_bytes, planned.digest)
 
 
@@ -210,7 +223,7 @@ def test_digest_depends_on_the_image(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"count": 11}, {"seed": 1}, {"tile": 256}, {"halo": 32}, {"fit": FitConfig(steps=51)}]
+    "changes", [{"count": 11}, {"seed": 1}, {"tile": 256}, {"halo": 32}, {"fit": FitConfig(stage_pairs=51)}]
 )
 def test_digest_depends_on_the_settings(changes):
     config, source = SceneConfig(count=10), source_of(9, 9)

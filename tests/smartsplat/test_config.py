@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartsplat.config import CodecConfig, FitConfig, SamplingConfig, SceneConfig, digest_of
+from smartsplat.config import LEVEL_FACTORS, CodecConfig, FitConfig, SamplingConfig, SceneConfig, digest_of
 from smartsplat.errors import ConfigError
 
 few = settings(deadline=None, max_examples=100)
@@ -24,7 +24,16 @@ configs = st.builds(
     halo=st.integers(0, 10**3),
     seed=st.integers(0, 2**63),
     sampling=st.builds(SamplingConfig, variational_fraction=st.floats(0, 1), nearest=st.integers(1, 9)),
-    fit=st.builds(FitConfig, sweeps=st.integers(1, 9), mean_rate=rates, min_scale=rates),
+    fit=st.builds(
+        FitConfig,
+        stages=st.integers(0, 9),
+        stage_factor=st.sampled_from(LEVEL_FACTORS),
+        coarse_factors=st.lists(st.sampled_from(LEVEL_FACTORS), max_size=3),
+        final_pairs=st.lists(st.integers(1, 99), max_size=3),
+        relative_rates=st.booleans(),
+        mean_rate=rates,
+        min_scale=rates,
+    ),
     codec=st.builds(CodecConfig, mean_step=rates, color_step=rates),
 ) | st.builds(SceneConfig, nominal_ratio=st.floats(1.01, 1e6))
 
@@ -36,6 +45,16 @@ def every_field():
     return plain + [(part, field.name) for part in PARTS for field in dataclasses.fields(classes[part])]
 
 
+def a_little_different(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return (4, *value)
+    if value in LEVEL_FACTORS:  # of whole numbers, some settings take only these
+        return value * 2
+    return value + 1 if isinstance(value, int) else value * 0.75
+
+
 def changed(config, path):
     """Return `config` with the setting at `path` a little different, and valid."""
     values = config.to_dict()
@@ -43,8 +62,7 @@ def changed(config, path):
     if path == ("count",):  # exactly one of ratio and count
         values |= {"nominal_ratio": None, "count": 7}
     else:
-        value = holder[path[-1]]
-        holder[path[-1]] = value + 1 if isinstance(value, int) else value * 0.75
+        holder[path[-1]] = a_little_different(holder[path[-1]])
     return SceneConfig.from_dict(values)
 
 
@@ -79,6 +97,28 @@ def test_a_whole_number_means_the_same_as_its_float():
     b = SceneConfig(nominal_ratio=50.0, fit=FitConfig(scale_rate=1.0), codec=CodecConfig(mean_step=1.0))
     assert a == b
     assert a.digest == b.digest
+
+
+def test_lists_are_the_same_settings_as_tuples_and_a_fit_may_do_without_them():
+    some, same = (FitConfig(coarse_factors=kind((4, 2)), final_pairs=kind((9,))) for kind in (list, tuple))
+    assert some == same
+    assert hash(some) == hash(same)
+    none = FitConfig(stages=0, color_sweeps=0, coarse_factors=(), final_pairs=())
+    assert (none.coarse_factors, none.final_pairs) == ((), ())
+
+
+@pytest.mark.parametrize("factor", LEVEL_FACTORS)
+def test_every_level_can_be_chosen(factor):
+    config = FitConfig(stage_factor=factor, coarse_factors=(factor,))
+    assert (config.stage_factor, config.coarse_factors) == (factor, (factor,))
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("start_fraction", 1), ("replaced_share", 0), ("ssim_share", 0), ("ssim_share", 1), ("mean_rate", 0)],
+)
+def test_the_ends_of_a_range_that_make_sense_are_allowed(name, end):
+    assert getattr(FitConfig(**{name: end}), name) == end
 
 
 def test_the_digest_does_not_change_between_versions_by_accident():
@@ -123,9 +163,26 @@ def test_a_part_that_is_no_mapping_is_refused(part):
         (SamplingConfig, {"gradient_share": -0.1}),
         (SamplingConfig, {"gradient_share": float("nan")}),
         (SamplingConfig, {"nearest": 0}),
-        (FitConfig, {"sweeps": 0}),
+        (FitConfig, {"start_fraction": 0}),
+        (FitConfig, {"start_fraction": 1.01}),
+        (FitConfig, {"start_fraction": float("nan")}),
+        (FitConfig, {"color_sweeps": -1}),
         (FitConfig, {"color_iterations": -1}),
-        (FitConfig, {"steps": -1}),
+        (FitConfig, {"stages": -1}),
+        (FitConfig, {"stage_pairs": -1}),
+        (FitConfig, {"stage_factor": 3}),
+        (FitConfig, {"stage_factor": 0}),
+        (FitConfig, {"insert_scale": 0}),
+        (FitConfig, {"insert_scale": float("nan")}),
+        (FitConfig, {"replacements": -1}),
+        (FitConfig, {"replaced_share": 1}),
+        (FitConfig, {"replaced_share": -0.1}),
+        (FitConfig, {"coarse_factors": (8, 16)}),
+        (FitConfig, {"coarse_pairs": -1}),
+        (FitConfig, {"final_pairs": (60, 0)}),
+        (FitConfig, {"adam_steps": -1}),
+        (FitConfig, {"ssim_share": 1.1}),
+        (FitConfig, {"ssim_share": float("nan")}),
         (FitConfig, {"min_scale": 0}),
         (FitConfig, {"min_scale": float("nan")}),
         (FitConfig, {"min_scale": float("inf")}),

@@ -16,6 +16,8 @@ from smartsplat.geometry import (
     Region,
     TileGrid,
     TileId,
+    block_grid,
+    colors_of,
     default_halo,
     input_sweep,
     largest_halo,
@@ -207,6 +209,57 @@ def test_a_jobs_inputs_were_written_in_an_earlier_phase_and_are_the_latest_such(
             source = input_sweep(tile, other, sweep=sweep)
             assert 0 <= source <= sweep
             assert phase_of(other, source) < phase_of(tile, sweep) <= phase_of(other, source + 1)
+
+
+@given(grids())
+@few
+def test_the_colors_of_a_grid_are_those_its_tiles_have(grid):
+    colors = colors_of(grid)
+    assert colors == sorted(set(colors))
+    for color in range(PHASES_PER_SWEEP):
+        assert (color in colors) == bool(grid.of_color(color))
+
+
+# ---- blocks of tiles ----
+
+factors = st.sampled_from([1, 2, 4, 8])
+
+
+@given(grids(), factors)
+@few
+def test_every_tile_lies_in_exactly_one_block_of_a_level(grid, factor):
+    blocks = block_grid(grid, factor)
+    seen = [tile for block in blocks for tile in grid.within(blocks.core(block))]
+    assert sorted(seen) == list(grid)
+    for block in blocks:
+        core, tiles = blocks.core(block), grid.within(blocks.core(block))
+        assert all(core.contains(grid.core(tile)) for tile in tiles)
+        assert sum(grid.core(tile).height * grid.core(tile).width for tile in tiles) == core.height * core.width
+        assert 1 <= len(tiles) <= factor**2
+
+
+@given(grids(), factors)
+@few
+def test_a_block_is_in_pixels_of_its_level_what_a_tile_is_in_the_scenes(grid, factor):
+    blocks = block_grid(grid, factor)
+    assert (blocks.tile, blocks.halo, blocks.reach) == tuple(
+        factor * side for side in (grid.tile, grid.halo, grid.reach)
+    )
+    assert blocks.bounds == grid.bounds
+    for block in blocks:
+        # So pixels of the level are never cut by a block's edge, but by the scene's.
+        assert all(at % factor == 0 for at in (*blocks.core(block).origin, *blocks.padded(block).origin))
+    assert block_grid(grid, 1) == grid
+
+
+@given(grids(sides=5), st.sampled_from([2, 4]))
+@few
+def test_blocks_of_one_color_never_meet_so_they_may_be_visited_in_any_order(grid, factor):
+    blocks = block_grid(grid, factor)
+    for color in colors_of(blocks):
+        for a, b in itertools.permutations(blocks.of_color(color), 2):
+            # Footprints reach as far as those of tiles do, less than the blocks' own reach.
+            assert blocks.core(a).expand(grid.reach).intersect(blocks.padded(b)).is_empty
 
 
 # ---- what is refused ----

@@ -1,4 +1,4 @@
-"""Staged pixels: any region of any strips, written in any order; damage is refused."""
+"""Staged pixels and their averages: any region of any strips, written in any order; damage is refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smartsplat.config import LEVEL_FACTORS
 from smartsplat.errors import StoreError
 from smartsplat.geometry import Region
+from smartsplat.optim.levels import level_region
 from storage.groups import create_group, open_group
 from storage.pixels import STRIP_HEIGHT, PixelStore
+
+COARSE = LEVEL_FACTORS[1:]
 
 HEIGHT, WIDTH = 2 * STRIP_HEIGHT + 41, 300  # a partial last strip, and a partial last chunk along x
 
@@ -33,8 +37,24 @@ def staged(path, pixels, order=None):
     return store
 
 
-def shard_files(path):
-    return sorted(file for file in (path / "pixels").rglob("c.*") if file.is_file())
+def shard_files(path, name="pixels"):
+    return sorted(file for file in (path / name).rglob("c.*") if file.is_file())
+
+
+def whole(pixels, factor=1):
+    return level_region(Region(y0=0, y1=pixels.shape[0], x0=0, x1=pixels.shape[1]), factor)
+
+
+def averages(pixels, factor):
+    """Return the mean over each square of that many px, of pixels with data alone, and their share of the square."""
+    height, width, bands = pixels.shape
+    rows, cols = -(-height // factor), -(-width // factor)
+    padded = np.full((rows * factor, cols * factor, bands), np.nan)
+    padded[:height, :width] = pixels
+    squares = padded.reshape(rows, factor, cols, factor, bands).swapaxes(1, 2).reshape(rows, cols, -1, bands)
+    valid = np.isfinite(squares).all(axis=3)
+    total = np.where(valid[..., None], squares, 0).sum(axis=2)
+    return total / np.maximum(1, valid.sum(axis=2))[..., None], valid.mean(axis=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +81,10 @@ def test_a_store_opened_again_is_the_same(noisy):
     assert (again.shape, again.dtype) == (pixels.shape, pixels.dtype)
     assert again.strips_done().all()
     assert again.value_range() == (pixels.min(), pixels.max())
-    whole = Region(y0=0, y1=HEIGHT, x0=0, x1=WIDTH)
-    np.testing.assert_array_equal(again.read(whole), pixels)
+    np.testing.assert_array_equal(again.read(whole(pixels)), pixels)
+    for factor in COARSE:
+        levels = (each.read_level(whole(pixels, factor), factor) for each in (again, store))
+        np.testing.assert_array_equal(*(np.dstack([found, share]) for found, share in levels))
     assert store.recheck() == 0
 
 
@@ -74,6 +96,60 @@ def test_every_dtype_and_shape_reads_back(tmp_path, dtype, shape):
     found = store.read(Region(y0=0, y1=shape[0], x0=0, x1=shape[1]))
     assert found.dtype == pixels.dtype
     np.testing.assert_array_equal(found, pixels)
+
+
+# --- Levels -----------------------------------------------------------------------------------------------------------
+
+
+def with_holes(shape):
+    pixels = noise(shape, "float32")
+    rng = np.random.default_rng(1)
+    pixels[rng.random(shape) < 0.1] = np.nan  # of any band: the whole pixel has no data
+    pixels[9:30, 4:40] = np.inf
+    return pixels
+
+
+@pytest.mark.parametrize("factor", COARSE)
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        pytest.param(noise((512, 320, 3), "uint8"), id="whole squares"),
+        pytest.param(noise((HEIGHT, 301, 3), "uint8"), id="cut squares"),
+        pytest.param(noise((259, 7, 1), "uint16"), id="a strip of three rows"),
+        pytest.param(noise((1, 1, 2), "int16"), id="one pixel"),
+        pytest.param(noise((261, 70, 2), "float32"), id="float32"),
+        pytest.param(with_holes((261, 70, 2)), id="holes"),
+        pytest.param(np.full((20, 20, 1), np.nan, np.float32), id="no data"),
+    ],
+)
+def test_levels_hold_the_averages_of_squares_and_the_share_of_each_that_has_data(tmp_path, pixels, factor):
+    store = staged(tmp_path / "g", pixels)
+    found, share = store.read_level(whole(pixels, factor), factor)
+    expected, valid = averages(pixels, factor)
+    assert (found.dtype, found.shape) == (np.float32, expected.shape)
+    # Up to three averages of four, each rounded to float32, of values of either sign.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * max(1, np.abs(expected).max()))
+    assert (share is None) == bool((valid == 1).all())
+    # Shares are quarters of quarters: exact.
+    np.testing.assert_array_equal(np.ones_like(valid) if share is None else share, valid)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=50)
+def test_any_region_of_a_level_is_the_crop_of_the_level(noisy, data):
+    store, pixels, _ = noisy
+    factor = data.draw(st.sampled_from(COARSE))
+    height, width = whole(pixels, factor).shape
+    y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    y1, x1 = data.draw(st.integers(y0 + 1, height)), data.draw(st.integers(x0 + 1, width))
+    region = Region(y0=y0, y1=y1, x0=x0, x1=x1)
+    expected, valid = averages(pixels, factor)
+    found, share = store.read_level(region, factor)
+    np.testing.assert_allclose(found, expected[region.slices], rtol=1e-6)  # rounded to float32 up to three times
+    np.testing.assert_array_equal(np.ones(region.shape) if share is None else share, valid[region.slices])
+
+
+# --- Strips and damage ------------------------------------------------------------------------------------------------
 
 
 def test_strips_are_done_one_by_one(tmp_path):
@@ -121,40 +197,70 @@ def test_the_value_range_leaves_out_what_is_not_finite(tmp_path):
     assert nothing.strips_done().all()
 
 
+def read_at(store, region, factor):
+    """Return the pixels of a region of the scene, or their averages at a level."""
+    return store.read(region) if factor == 1 else store.read_level(level_region(region, factor), factor)[0]
+
+
+ABOVE = Region(y0=0, y1=STRIP_HEIGHT, x0=0, x1=WIDTH)
+BELOW = Region(y0=2 * STRIP_HEIGHT, y1=HEIGHT, x0=0, x1=WIDTH)
+LEVELS = pytest.mark.parametrize(("factor", "name"), [(1, "pixels"), *((each, f"pixels-{each}") for each in COARSE)])
+
+
+@LEVELS
 @pytest.mark.parametrize("share", np.linspace(0, 0.999, 12))
-def test_a_flipped_bit_is_refused_by_the_regions_it_touches_and_found_by_recheck(tmp_path, share):
+def test_a_flipped_bit_is_refused_by_the_regions_it_touches_and_found_by_recheck(tmp_path, share, factor, name):
     pixels = noise((HEIGHT, WIDTH, 1), "uint8")
     store = staged(tmp_path / "g", pixels)
-    file = shard_files(tmp_path / "g")[1]
+    above, below = (read_at(store, region, factor) for region in (ABOVE, BELOW))
+    file = shard_files(tmp_path / "g", name)[1]
     data = bytearray(file.read_bytes())
     data[int(share * len(data))] ^= 4
     file.write_bytes(data)
     with pytest.raises(StoreError, match="damaged"):
-        store.read(Region(y0=0, y1=HEIGHT, x0=0, x1=WIDTH))
-    above = Region(y0=0, y1=STRIP_HEIGHT, x0=0, x1=WIDTH)
-    np.testing.assert_array_equal(store.read(above), pixels[above.slices])
+        read_at(store, whole(pixels), factor)
+    for sound in {1, *COARSE} - {factor}:
+        assert len(read_at(store, whole(pixels), sound)) == whole(pixels, sound).height
+    np.testing.assert_array_equal(read_at(store, ABOVE, factor), above)
+    np.testing.assert_array_equal(read_at(store, BELOW, factor), below)
     assert store.recheck() == 1
     assert store.strips_done().tolist() == [True, False, True]
 
 
+@LEVELS
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_truncated_strip_is_refused(tmp_path, share):
+def test_a_truncated_strip_is_refused_and_found_by_recheck(tmp_path, share, factor, name):
     store = staged(tmp_path / "g", noise((HEIGHT, WIDTH, 1), "uint8"))
-    file = shard_files(tmp_path / "g")[2]
+    file = shard_files(tmp_path / "g", name)[2]
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
     with pytest.raises(StoreError, match=r"damaged|missing"):
-        store.read(Region(y0=HEIGHT - 1, y1=HEIGHT, x0=0, x1=WIDTH))
+        read_at(store, Region(y0=HEIGHT - 1, y1=HEIGHT, x0=0, x1=WIDTH), factor)
     assert store.recheck() == 1
+    assert store.strips_done().tolist() == [True, True, False]
 
 
-def test_a_lost_strip_is_refused_and_not_read_as_black(tmp_path):
+@LEVELS
+def test_a_lost_strip_is_refused_and_not_read_as_black(tmp_path, factor, name):
     pixels = noise((HEIGHT, WIDTH, 1), "uint8")
     store = staged(tmp_path / "g", pixels)
-    shard_files(tmp_path / "g")[1].unlink()
+    below = read_at(store, BELOW, factor)
+    shard_files(tmp_path / "g", name)[1].unlink()
     with pytest.raises(StoreError, match="strip 1 are missing"):
-        store.read(Region(y0=0, y1=HEIGHT, x0=0, x1=WIDTH))
-    last = Region(y0=2 * STRIP_HEIGHT, y1=HEIGHT, x0=0, x1=WIDTH)
-    np.testing.assert_array_equal(store.read(last), pixels[last.slices])
+        read_at(store, whole(pixels), factor)
+    np.testing.assert_array_equal(read_at(store, BELOW, factor), below)
     assert store.recheck() == 1
     assert store.strips_done().tolist() == [True, False, True]
+
+
+@LEVELS
+def test_a_damaged_strip_written_again_is_as_before(tmp_path, factor, name):
+    pixels = noise((HEIGHT, WIDTH, 1), "uint8")
+    store = staged(tmp_path / "g", pixels)
+    before = read_at(store, whole(pixels), factor)
+    for index, file in enumerate(shard_files(tmp_path / "g", name)):
+        file.write_bytes(file.read_bytes()[:-9])
+        assert store.recheck() == 1
+        store.write_strip(index, strips_of(pixels)[index])
+    assert store.recheck() == 0
+    np.testing.assert_array_equal(read_at(store, whole(pixels), factor), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 from smartsplat.errors import ConfigError
 from smartsplat.gaussians import Gaussians, concatenate
 from smartsplat.geometry import Region
+from smartsplat.optim import lm
 from smartsplat.render import operators, reference, render, resolve_engine
+from smartsplat.render.cpu import MOST_PLANES, to_image, to_planes
 from smartsplat.render.footprint import CUTOFF
+from smartsplat.render.lanes import LANES
 from smartsplat.render.packing import resample
 
 few = settings(deadline=None, max_examples=30)
@@ -197,6 +201,175 @@ def test_gaussians_that_miss_the_region_leave_it_black_and_get_zero_gradients(ga
     engine = operators(gaussians, region)
     assert (engine.render() == 0).all()
     assert (engine.vjp(np.ones((30, 30, 3), np.float32)) == np.zeros((10, 8))).all()
+
+
+# ---- planes ----
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 30), st.integers(1, 40))
+@few
+def test_planes_are_the_image_with_columns_of_zeros_on_both_sides(seed, bands, height, width):
+    image = np.random.default_rng(seed).normal(size=(height, width, bands)).astype(np.float32)
+    planes = to_planes(image)
+    np.testing.assert_array_equal(to_image(planes), image)
+    assert planes.shape == (bands, height, width + 2 * LANES)
+    assert not planes[:, :, :LANES].any()
+    assert not planes[:, :, -LANES:].any()
+
+
+@given(seeds, families, st.sampled_from([1, 3]), st.sampled_from(["none", "holes", "any"]))
+@few
+def test_drawing_with_target_and_weight_is_the_plain_formula(gaussians_of, seed, family, bands, kind):
+    gaussians, rng = gaussians_of(seed, 20, family=family, bands=bands, shape=(70, 45)), np.random.default_rng(seed)
+    engine, target = operators(gaussians, at_origin(70, 45)), rng.normal(size=(70, 45, bands)).astype(np.float32)
+    weight = {"holes": rng.random((70, 45)) < 0.7, "any": rng.random((70, 45))}.get(kind)
+    plane = None if weight is None else to_planes(weight[..., None].astype(np.float32))[0]
+    known = 1 if weight is None else weight[..., None].astype(np.float32)
+    planes = np.full_like(engine.new_planes(bands), np.nan)
+    image = engine.render()
+    # Float32 products and differences, contracted or not.
+    found = engine.draw(planes, target=to_planes(target), weight=plane)
+    np.testing.assert_allclose(to_image(planes), known * (image - target), atol=1e-6 * np.abs(image - target).max())
+    # Rows of 45 squares are summed in float32: a few times 6e-8.
+    assert found == pytest.approx((known * (image - target).astype(np.float64) ** 2).sum(), rel=1e-6)
+    engine.draw(planes, weight=plane)
+    np.testing.assert_allclose(to_image(planes), known * image, atol=1e-6 * np.abs(image).max(initial=0))
+    step = rng.normal(size=(20, 5 + bands))
+    engine.draw_change(planes, step)
+    change = to_image(planes).copy()
+    engine.draw_change(planes, step, weight=plane)
+    np.testing.assert_allclose(to_image(planes), known * change, atol=1e-6 * np.abs(change).max(initial=0))
+
+
+@given(seeds, families)
+@few
+def test_what_lies_outside_the_region_stays_black_in_the_spare_columns(gaussians_of, seed, family):
+    # The optimisers read whole planes: what a strip draws beyond the edge must not stay there.
+    gaussians, rng = gaussians_of(seed, 20, family=family, shape=(30, 33)), np.random.default_rng(seed)
+    engine = operators(gaussians, at_origin(20, 23, y0=5, x0=5))
+    planes = np.full_like(engine.new_planes(3), np.nan)
+    for fill in (
+        lambda: engine.draw(planes),
+        lambda: engine.draw(planes, target=to_planes(rng.random((20, 23, 3)).astype(np.float32))),
+        lambda: engine.draw_change(planes, rng.normal(size=(20, 8))),
+    ):
+        fill()
+        assert not planes[:, :, :LANES].any()
+        assert not planes[:, :, -LANES:].any()
+        assert np.isfinite(planes).all()
+
+
+@pytest.mark.parametrize("bands", [MOST_PLANES + 1, 2 * MOST_PLANES + 3])
+def test_more_bands_than_are_drawn_at_once_are_drawn_as_each_alone(gaussians_of, bands):
+    gaussians, region = gaussians_of(7, 25, bands=bands, shape=(40, 37)), at_origin(40, 37)
+    rng, engine = np.random.default_rng(0), operators(gaussians, region)
+    step, cotangent = rng.normal(size=(25, 5 + bands)), rng.normal(size=(40, 37, bands)).astype(np.float32)
+    target, weight = to_planes(cotangent), to_planes(rng.random((40, 37, 1)).astype(np.float32))[0]
+    image, residual, change = (engine.new_planes(bands) for _ in range(3))
+    engine.draw(image)
+    loss = engine.draw(residual, target=target, weight=weight)
+    engine.draw_change(change, step, weight=weight)
+    moments = engine.gather(target)
+    losses, shared = 0.0, np.zeros((25, 5))
+    for band in range(bands):
+        alone = operators(replace(gaussians, colors=gaussians.colors[:, [band]]), region)
+        one = alone.new_planes(1)
+        alone.draw(one)
+        np.testing.assert_array_equal(image[[band]], one)
+        losses += alone.draw(one, target=target[[band]], weight=weight)
+        np.testing.assert_array_equal(residual[[band]], one)
+        alone.draw_change(one, step[:, [0, 1, 2, 3, 4, 5 + band]], weight=weight)
+        np.testing.assert_array_equal(change[[band]], one)
+        part = alone.gather(target[[band]])
+        np.testing.assert_array_equal(moments[:, 5 + band], part[:, 5])
+        shared += part[:, :5]
+    assert loss == pytest.approx(losses, rel=1e-6)  # float32 sums over rows
+    # Bands are added up in float32 before lanes are.
+    np.testing.assert_allclose(moments[:, :5], shared, atol=1e-5 * np.abs(shared).max())
+
+
+# ---- whitened coordinates ----
+
+
+@given(seeds, families, st.sampled_from([1, 3]), st.integers(1, 150), st.integers(1, 150))
+@few
+def test_gather_is_the_adjoint_of_draw_change(gaussians_of, seed, family, bands, height, width):
+    gaussians = gaussians_of(seed, 30, family=family, bands=bands, shape=(height, width))
+    engine, rng = operators(gaussians, at_origin(height, width)), np.random.default_rng(seed)
+    step, cotangent = rng.normal(size=(30, 5 + bands)), rng.normal(size=(height, width, bands)).astype(np.float32)
+    planes = engine.new_planes(bands)
+    engine.draw_change(planes, step)
+    change, gradient = to_image(planes).astype(np.float64), engine.gather(to_planes(cotangent))
+    # float32 maps: each rounds by about 1e-6 of its norm, and the same weights enter both.
+    bound = np.linalg.norm(change) * np.linalg.norm(cotangent) + np.linalg.norm(gradient) * np.linalg.norm(step)
+    assert abs((change * cotangent).sum() - (gradient * step).sum()) <= 1e-5 * bound
+
+
+@pytest.mark.parametrize("family", ["ordinary", "huge", "tiny"])
+@pytest.mark.parametrize("seed", range(3))
+def test_draw_change_is_the_finite_difference_of_a_small_step(gaussians_of, seed, family):
+    gaussians, region = gaussians_of(seed, 8, family=family, shape=(14, 15)), at_origin(14, 15)
+    step = np.random.default_rng(seed).uniform(-1, 1, (8, 8))
+    size = 2.0**-7
+
+    def moved(factor):
+        rows = gaussians.to_rows()
+        rows[:, 5:] += (factor * step[:, 5:]).astype(np.float32)
+        limits = np.full((8, 2), 1e4, np.float32)
+        lm._retract(rows, factor * step, -limits, limits, 1e-3, 1e3)
+        return Gaussians.from_rows(rows)
+
+    up, down, engine = moved(size), moved(-size), operators(gaussians, region)
+    steady = (squared_distances(up, region) <= CUTOFF**2) == (squared_distances(down, region) <= CUTOFF**2)
+    steady = steady.all(axis=0) & decided(gaussians, region)  # pixels that enter or leave have no derivative
+    assert steady.mean() > 0.3
+    central = (reference.render(up, region) - reference.render(down, region)) / (2 * size)
+    planes = engine.new_planes(3)
+    engine.draw_change(planes, step)
+    # Third derivatives of exp(-(u^2 + v^2) / 2), with u and v growing at a rate of up to 2, are below 60: size^2 / 6 of
+    # them is left. Float32 means below 16 px round by 5e-7 px of scales of 0.3 px and more: 2e-6 / size.
+    np.testing.assert_allclose(to_image(planes)[steady], central[steady], atol=1e-3 * np.abs(central).max())
+
+
+@given(seeds, families, st.sampled_from([1, 3]))
+@few
+def test_rows_and_whitened_coordinates_are_two_names_for_one_change(gaussians_of, seed, family, bands):
+    gaussians, rng = gaussians_of(seed, 20, family=family, bands=bands, shape=(40, 50)), np.random.default_rng(seed)
+    engine = operators(gaussians, at_origin(40, 50))
+    tangent = rng.normal(size=(20, 5 + bands)).astype(np.float32)
+    first, second = gaussians.scales.astype(np.float64).T
+    cos, sin = np.cos(gaussians.rotations, dtype=np.float64), np.sin(gaussians.rotations, dtype=np.float64)
+    step = tangent.astype(np.float64)
+    step[:, 0] = (cos * tangent[:, 0] + sin * tangent[:, 1]) / first
+    step[:, 1] = (cos * tangent[:, 1] - sin * tangent[:, 0]) / second
+    step[:, 2] /= first
+    step[:, 3] /= second
+    # Turned by a small angle, v grows by -u s1 / s2 of it and u by v s2 / s1: -(u du + v dv) is u v (s1/s2 - s2/s1).
+    step[:, 4] *= first / second - second / first
+    planes = engine.new_planes(bands)
+    engine.draw_change(planes, step)
+    change = engine.jvp(tangent)
+    np.testing.assert_allclose(change, to_image(planes), atol=1e-5 * np.abs(change).max())  # float32 tangents
+    cotangent = to_planes(rng.normal(size=(40, 50, bands)).astype(np.float32))
+    whitened = engine.gather(cotangent)
+    rows = engine.to_rows_gradient(whitened).astype(np.float64)
+    # One linear functional in two coordinates.
+    scale = np.linalg.norm(whitened) * np.linalg.norm(step)
+    assert abs((rows * tangent).sum() - (whitened * step).sum()) <= 1e-5 * scale  # float32 rows
+
+
+def test_gaussians_that_miss_the_region_have_no_part_in_a_step(gaussians_of):
+    near, far = gaussians_of(1, 6, family="ordinary", shape=(20, 20)), gaussians_of(2, 6, family="ordinary")
+    far = replace(far, means=far.means + 500)
+    both, region = concatenate([far, near], origin=(0, 0)), at_origin(20, 20)
+    rng = np.random.default_rng(0)
+    step, cotangent = rng.normal(size=(12, 8)), to_planes(rng.normal(size=(20, 20, 3)).astype(np.float32))
+    one, other = operators(both, region), operators(near, region)
+    planes, alone = one.new_planes(3), one.new_planes(3)
+    one.draw_change(planes, step)
+    other.draw_change(alone, step[6:])
+    np.testing.assert_array_equal(planes, alone)
+    np.testing.assert_array_equal(one.gather(cotangent), np.concatenate([np.zeros((6, 8)), other.gather(cotangent)]))
 
 
 # ---- bit for bit ----
