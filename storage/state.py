@@ -69,6 +69,8 @@ class SweepState:
         name = f"{kind}-{sweep}"
         if has_array(group, f"{name}-reports"):
             return cls.open(group, sweep, grid=grid, kind=kind)
+        # What a kill may have left of it must not be taken for reports of this state.
+        shutil.rmtree(folder_of(group, f"{name}-reports"), ignore_errors=True)
         parameters = GEOMETRY_PARAMETERS + bands
         create_array(
             group,

@@ -97,9 +97,7 @@ def test_a_busy_tile_ends_with_more_gaussians_than_blank_ones(tmp_path, write_ti
     pixels = np.full((64, 192, 3), 100, np.uint8)
     pixels[:, 64:128] = (255 * ((y // 5 + x // 5) % 2)).astype(np.uint8)[:, :, None]
     source, scene = write_tiff(tmp_path / "a.tif", pixels), tmp_path / "a.zarr"
-    fit = FitConfig(
-        start_fraction=0.1, stages=4, stage_pairs=4, replacements=0, coarse_factors=(), final_pairs=()
-    )
+    fit = FitConfig(start_fraction=0.1, stages=4, stage_pairs=4, replacements=0, coarse_factors=(), final_pairs=())
     # Sampled evenly, so that insertion makes the difference.
     sampling = SamplingConfig(variational_fraction=0)
     config = SceneConfig(count=240, tile=64, halo=8, sampling=sampling, fit=fit)
