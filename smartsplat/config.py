@@ -110,14 +110,16 @@ class FitConfig:
     def __post_init__(self) -> None:
         _whole_to_float(self)
         for name in ("coarse_factors", "final_pairs"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value: Any = getattr(self, name)
+            _require(isinstance(value, (list, tuple)), f"{name} {value!r} must be a list of numbers")
+            object.__setattr__(self, name, tuple(value))
         _require(0 < self.start_fraction <= 1, f"start_fraction {self.start_fraction} not in (0, 1]")
         _require(0 <= self.replaced_share < 1, f"replaced_share {self.replaced_share} not in [0, 1)")
         _require(0 <= self.ssim_share <= 1, f"ssim_share {self.ssim_share} not in [0, 1]")
         for name in ("color_sweeps", "color_iterations", "stages", "stage_pairs", "replacements", "coarse_pairs"):
             _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} must not be negative")
         _require(self.adam_steps >= 0, f"adam_steps {self.adam_steps} must not be negative")
-        _require(self.insert_scale > 0, f"insert_scale {self.insert_scale} must be positive")
+        _require(0 < self.insert_scale < math.inf, f"insert_scale {self.insert_scale} must be positive and finite")
         _require(all(pairs > 0 for pairs in self.final_pairs), f"final_pairs {self.final_pairs} must be positive")
         for factor in (self.stage_factor, *self.coarse_factors):
             _require(factor in LEVEL_FACTORS, f"level {factor} must be one of {', '.join(map(str, LEVEL_FACTORS))}")

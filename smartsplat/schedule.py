@@ -36,6 +36,11 @@ class FitPass:
     adam_steps: int = 0
     least_scale: float = 0.0
 
+    @property
+    def does_something(self) -> bool:
+        """Whether a visit changes anything."""
+        return bool(self.color_iterations or self.pairs or self.adam_steps)
+
     def __str__(self) -> str:
         what = [f"{self.pairs} pairs"] * (self.pairs > 0) + [f"{self.adam_steps} Adam steps"] * (self.adam_steps > 0)
         where = f" at 1/{self.factor}" if self.factor > 1 else ""
@@ -115,7 +120,7 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
         passes.append(FitPass(pairs=pairs, damping=0.1 if sweep == 0 else 0.05))
     if config.adam_steps:
         passes.append(FitPass(adam_steps=config.adam_steps))
-    return passes
+    return [each for each in passes if isinstance(each, InsertPass) or each.does_something]
 
 
 def _stage_factor(config: FitConfig, base_scale: float) -> int:
@@ -131,7 +136,5 @@ def _insert_scale(config: FitConfig, base_scale: float, factor: int) -> float:
 
 def _coarse(config: FitConfig) -> list[FitPass]:
     return [
-        FitPass(factor=factor, pairs=config.coarse_pairs, least_scale=float(factor))
-        for factor in config.coarse_factors
-        if config.coarse_pairs
+        FitPass(factor=factor, pairs=config.coarse_pairs, least_scale=float(factor)) for factor in config.coarse_factors
     ]

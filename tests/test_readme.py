@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,12 +35,16 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
 
 
+def run_all(commands: str, folder: Path) -> None:
+    for command in commands.strip().splitlines():
+        done = run(shlex.split(command), folder)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
 @pytest.mark.slow
 def test_commands_and_snippets_of_the_readme_run(folder: Path) -> None:
-    (commands,) = blocks("bash")
-    for command in commands.strip().splitlines():
-        done = run(command.split(), folder)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    use, _ = blocks("bash")
+    run_all(use, folder)
     assert np.asarray(Image.open(folder / "region.png")).shape == (400, 440, 3)
     assert np.asarray(Image.open(folder / "overview.jpg")).shape == (107, 160, 3)
 
@@ -49,6 +54,16 @@ def test_commands_and_snippets_of_the_readme_run(folder: Path) -> None:
         done = run([sys.executable, "-W", "error::FutureWarning", "-c", snippet], folder)
         assert done.returncode == 0, f"{snippet}\n{done.stderr}"
         assert done.stdout
+
+
+@pytest.mark.slow
+def test_benchmarks_of_the_readme_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    # As small as shows that they run: what they find is not looked at.
+    Image.fromarray(load_sample_image("china.jpg")[150:220, 250:350]).save(tmp_path / "image.tif")
+    _, measure = blocks("bash")
+    run_all(measure, tmp_path)
+    assert np.asarray(Image.open(tmp_path / "ablation.png")).ndim == 3
 
 
 def test_both_make_targets_of_the_readme_exist() -> None:

@@ -119,7 +119,7 @@ def fit_tiles(
     origin = target.core.origin
     start = concatenate([to_level(one, target.factor, origin=origin) for one in movers], origin=origin)
     best = _optimised(start, problem, work=work, config=config)
-    fitted = _split(best, own, moving, target=target, cores=cores, min_scale=config.min_scale)
+    fitted = _split(best, own, moving, target=target, cores=cores, min_scale=config.min_scale, max_scale=max_scale)
     residual = np.empty_like(problem.target)
     before = problem.squared_error(start, residual)
     after = problem.squared_error(best, residual)
@@ -237,6 +237,7 @@ def _split(
     target: Target,
     cores: Sequence[Region],
     min_scale: float,
+    max_scale: float,
 ) -> list[Gaussians]:
     """Return the sets `own` with those that moved as `best` has them."""
     fitted: list[Gaussians] = []
@@ -246,7 +247,8 @@ def _split(
         moved = from_level(best.select(slice(start, end)), target.factor, origin=one.origin, min_scale=min_scale)
         rows = one.to_rows()
         rows[moves] = moved.to_rows()
-        # Between grids a mean may round to the edge of its core.
+        # Between grids a mean may round to the edge of its core, and a scale beyond the largest.
+        rows[:, 2:4] = np.minimum(rows[:, 2:4], np.maximum(one.scales, np.float32(max_scale)))
         rows[:, 0:2] = np.clip(rows[:, 0:2], 0, np.nextafter(np.array(core.shape, np.float32), np.float32(0)))
         fitted.append(Gaussians.from_rows(rows, origin=one.origin))
         start = end

@@ -106,7 +106,7 @@ def score_histogram(scores: Floats) -> NDArray[np.int64]:
 def share_top(histograms: Iterable[NDArray[np.int64]], *, count: int) -> list[int]:
     """Return how many of its highest scores each tile contributes to the `count` highest of all.
 
-    Within the last bin that takes part, tiles take turns in order. If there are fewer than `count`, all are taken.
+    Of the last bin that takes part, earlier tiles take first. If there are fewer than `count`, all are taken.
 
     Parameters
     ----------

@@ -84,7 +84,8 @@ def from_level(gaussians: Gaussians, factor: int, *, origin: tuple[int, int], mi
         Px; what the box hides below it stays at it.
     """
     seen = gaussians.scales.astype(np.float64) * factor
-    scales = np.sqrt(np.maximum(seen**2 - box_variance(factor), min_scale**2))
+    least = float(np.float32(min_scale))  # as stored: what is at it already shall stay as it is
+    scales = np.sqrt(np.maximum(seen**2 - box_variance(factor), least**2))
     gain = (seen / scales).prod(axis=1, keepdims=True)
     means = (gaussians.means.astype(np.float64) + gaussians.origin) * factor
     return Gaussians(

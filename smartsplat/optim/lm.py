@@ -103,7 +103,7 @@ def levenberg_marquardt(
     bounds
         Kept at every step.
     pairs
-        Work: products with the matrix, each trial of a step counted as one too.
+        Work: products with the matrix, each trial of a step counted as one too; at most one more is done.
     damping
         To begin with.
 

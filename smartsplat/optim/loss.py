@@ -41,7 +41,8 @@ class MixedLoss:
 
     Notes
     -----
-    Windows that reach over the edge see zeros there, in both images.
+    Windows that reach over the edge see zeros there, in both images. Where there is no data the image is taken to be
+    the target.
 
     References
     ----------
@@ -56,15 +57,20 @@ class MixedLoss:
         self._shares = np.array([(1 - ssim_share) / total, ssim_share / total])
         self._maps = np.zeros((3, *target.shape), np.float32)
         self._slope = np.zeros_like(target)
+        self._holes = weight == 0
+        self._holes[:, :LANES] = self._holes[:, -LANES:] = False
 
     def evaluate(self, image: Floats) -> tuple[float, Floats]:
         """Return the loss of an image, given as planes, and its derivative, which the next call overwrites.
 
         Sums over rows in float32, over the image in float64.
         """
+        if self._holes.any():
+            image = np.where(self._holes, self._target, image)
         sums = np.zeros((image.shape[1], 2))
         _similarity(image, self._target, self._weight, self._maps, sums)
         _slope(image, self._target, self._weight, self._maps, self._shares.astype(np.float32), self._slope)
+        self._slope[:, self._holes] = 0
         absolute, similarity = sums.sum(axis=0)
         return float(self._shares[0] * absolute + self._shares[1] * (self._total - similarity)), self._slope
 

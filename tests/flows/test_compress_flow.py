@@ -27,7 +27,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_flow_makes_the_same_bytes(compressed, photo_file, quick, tmp_path):
     scene = tmp_path / "flow.zarr"
     home = tmp_path / "prefect"
-    environment = os.environ | {"PREFECT_HOME": str(home)}
+    # Its temporary server is slow to start where all cores are busy.
+    environment = os.environ | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
     command = [sys.executable, "-c", "from flows.cli import main; main()", "compress", str(photo_file), str(scene)]
     # Files, not pipes: a temporary server that outlives the run would keep a pipe open.
     with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:

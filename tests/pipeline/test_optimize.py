@@ -21,7 +21,6 @@ from smartsplat.render import render
 from storage.scene import Scene
 from storage.state import SweepState
 
-
 # One of each kind of pass.
 EACH = FitConfig(start_fraction=0.3, color_sweeps=1, stages=1, replacements=0)
 
@@ -115,7 +114,7 @@ def fitted(request, tmp_path_factory, write_tiff, walk) -> dict[int, tuple[float
 def test_the_reported_psnr_is_that_of_the_gaussians_at_the_level_of_their_fit(fitted):
     for sweep, (reported, drawn) in fitted.items():
         # The same float32 image, but for Gaussians that went from the level's pixels to the scene's and back.
-        assert reported == pytest.approx(drawn, abs=1e-3), sweep
+        assert reported == pytest.approx(drawn, abs=1e-5), sweep
 
 
 def test_a_scene_of_many_tiles_reports_its_psnr_but_for_what_neighbors_did_later(tmp_path, photo, write_tiff, walk):
@@ -135,7 +134,7 @@ def test_a_scene_of_many_tiles_reports_its_psnr_but_for_what_neighbors_did_later
 # --- Tiles of any size ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tile", "halo", "even"), [(50, 5, 48), (25, 4, 24), (33, 4, 32)])
+@pytest.mark.parametrize(("tile", "halo", "even"), [(50, 5, 48), (25, 4, 24)])
 def test_tiles_of_any_size_do_as_well_as_multiples_of_8(tile, halo, even, tmp_path, write_tiff, serial):
     pixels = np.rint(60 * waves(107, 131) + 128).astype(np.uint8)
     source = write_tiff(tmp_path / "a.tif", pixels)

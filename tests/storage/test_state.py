@@ -224,10 +224,10 @@ def test_the_latest_sweep_is_the_highest_whose_state_was_begun(group):
     assert latest_sweep(group) == 10
 
 
-def test_a_state_killed_while_it_was_made_does_not_count_and_is_made_anew(group, tmp_path, gaussians_of):
+def test_a_state_killed_while_it_was_deleted_does_not_count_and_is_made_anew(group, tmp_path, gaussians_of):
     begin(group, 3)
     begin(group, 4).write(TILE, gaussians_of(0, 2, bands=1), report_of(2))
-    (tmp_path / "g" / "state-4-reports" / "zarr.json").unlink()  # its last part is not there yet
+    (tmp_path / "g" / "state-4-reports" / "zarr.json").unlink()  # the first that went, of all its files
     assert latest_sweep(group) == 3
     assert not begin(group, 4).reports.done().any()
     assert latest_sweep(group) == 4

@@ -36,7 +36,7 @@ def kept(gaussians, core):
     return replace(
         gaussians,
         means=np.clip(gaussians.means, 0, last),
-        scales=np.clip(gaussians.scales, 1.01 * CONFIG.min_scale, MAX_SCALE),
+        scales=np.clip(gaussians.scales, CONFIG.min_scale, MAX_SCALE),
         origin=core.origin,
     )
 

@@ -35,7 +35,7 @@ def square_means(array, factor):
 
 def above_the_least(gaussians):
     """Return the Gaussians with scales above the least one."""
-    return replace(gaussians, scales=np.maximum(gaussians.scales, 1.01 * MIN_SCALE))
+    return replace(gaussians, scales=np.maximum(gaussians.scales, MIN_SCALE))
 
 
 def random_region(rng, low=0, high=60):

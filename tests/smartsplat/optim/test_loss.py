@@ -40,6 +40,7 @@ def similarities(a, b):
 
 def loss_by_definition(image, target, weight, share):
     image, target, weight = (array.astype(np.float64) for array in (image, target, weight))
+    image = np.where(weight[..., None] == 0, target, image)  # without data nothing differs
     total = weight.sum() * image.shape[2]
     absolute = (weight[..., None] * np.abs(image - target)).sum() / total
     unlike = (weight[..., None] * (1 - similarities(image, target))).sum() / total
@@ -205,3 +206,14 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
         results.append(evaluated(image, target, weight, 0.3))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_what_was_evaluated_before_leaves_no_trace():
+    rng = np.random.default_rng(0)
+    image, other, target = (to_planes(picture(rng, (40, 33, 3))) for _ in range(3))
+    weight = to_planes(weights_like("holes", rng, (40, 33))[..., None])[0]
+    loss = MixedLoss(target, weight, 0.3)
+    (first, _), (second, slope) = loss.evaluate(other), loss.evaluate(image)
+    expected, expected_slope = MixedLoss(target, weight, 0.3).evaluate(image)
+    assert first != second == expected
+    np.testing.assert_array_equal(slope, expected_slope)
