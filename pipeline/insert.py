@@ -35,7 +35,7 @@ from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, REPORT_FIELDS, SweepState
+from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, scores_name
 
 _CONTEXT_SCALES = 6  # how far the smoothing of the residual, and the search for its peaks, look
 
@@ -78,7 +78,7 @@ def insert(run: Run, sweep: int, work: InsertPass) -> None:
         proposed = SweepState.open_or_create(
             group, sweep, grid=grid, capacity=capacity, bands=run.scene.bands, kind=CANDIDATES
         )
-        Ledger.open_or_create(group, _scores(sweep), jobs=grid.shape, fields=2 * SCORE_BINS)
+        Ledger.open_or_create(group, scores_name(sweep), jobs=grid.shape, fields=2 * SCORE_BINS)
     done = proposed.reports.done()
     blocks = block_grid(grid, work.factor)
     missing = [
@@ -122,7 +122,7 @@ def propose_one(job: InsertJob) -> None:
         residual, target.weight, core=target.core, padded=target.padded, scale=work.scale / work.factor
     )
     proposed = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES)
-    ledger = Ledger.open(group, _scores(job.sweep))
+    ledger = Ledger.open(group, scores_name(job.sweep))
     places = _tiles_of(candidates.gaussians, work.factor, grid)
     for tile, gaussians in own.items():
         mine = (places == (tile.row, tile.col)).all(axis=1)
@@ -181,7 +181,7 @@ class _Histograms:
     """The tiles' histograms of one insertion, read one by one: together they may be large."""
 
     def __init__(self, group: zarr.Group, sweep: int, grid: TileGrid, part: int) -> None:
-        self._ledger = Ledger.open(group, _scores(sweep))
+        self._ledger = Ledger.open(group, scores_name(sweep))
         self._grid = grid
         self._columns = slice(part * SCORE_BINS, (part + 1) * SCORE_BINS)
 
@@ -206,7 +206,3 @@ def _report_row(count: int) -> NDArray[np.float64]:
     row = np.zeros(len(REPORT_FIELDS))
     row[REPORT_FIELDS.index("count")] = count
     return row
-
-
-def _scores(sweep: int) -> str:
-    return f"{CANDIDATES}-{sweep}-scores"

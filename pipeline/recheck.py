@@ -14,7 +14,7 @@ from storage.groups import disk_errors, has_array, sweep_partials
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import STATE, SweepState, forget_sweeps, latest_sweep
+from storage.state import CANDIDATES, STATE, SweepState, forget_sweeps, latest_sweep, scores_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def _strike_damaged(scene: Scene) -> int:
     latest = latest_sweep(work)
     if latest is not None:
         struck += _recheck_sweeps(scene, work, latest)
+        struck += sum(_recheck_candidates(scene, work, sweep) for sweep in (latest, latest + 1))
     if has_array(work, "encoded"):
         struck += _recheck_shards(scene, Ledger.open(work, "encoded"))
     return struck
@@ -56,6 +57,21 @@ def _recheck_sweeps(scene: Scene, work: zarr.Group, latest: int) -> int:
     logger.warning("%s: what sweep %d was made from is damaged: the fit begins anew", scene.path, latest)
     forget_sweeps(work, before=latest + 1)
     return struck + 1
+
+
+def _recheck_candidates(scene: Scene, work: zarr.Group, sweep: int) -> int:
+    """Strike out tiles whose candidates, or their scores, do not read back."""
+    if not has_array(work, f"{CANDIDATES}-{sweep}-reports"):
+        return 0
+    state = SweepState.open(work, sweep, grid=scene.grid, kind=CANDIDATES)
+    struck, done = state.recheck(), state.reports.done()
+    scored = np.zeros_like(done)
+    if has_array(work, scores_name(sweep)):
+        scored = Ledger.open(work, scores_name(sweep)).done()
+    for row, col in np.argwhere(done & ~scored).tolist():
+        state.reports.strike((row, col))
+        struck += 1
+    return struck
 
 
 def _recheck_shards(scene: Scene, ledger: Ledger) -> int:

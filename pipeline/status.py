@@ -63,8 +63,13 @@ def _stages(scene: Scene, failures: dict[str, dict[str, str]]) -> Iterator[dict[
     over = {f"state-{sweep}-reports" for sweep in range(latest)}  # each is complete before the next one begins
     for stage, name in ledgers.items():
         done = np.ones(scene.grid.shape, np.bool_) if name in over else _done(scene, name, scene.grid.shape)
-        failed = sum(len(jobs) for name, jobs in failures.items() if name.split(", phase")[0] == stage)
+        failed = sum(len(jobs) for name, jobs in failures.items() if _without_part(name) == stage)
         yield {"stage": stage, "done": int(done.sum()), "total": done.size, "failed": failed}
+
+
+def _without_part(name: str) -> str:
+    """Return the name of a stage without that of a phase or another part of it."""
+    return name.split(", phase")[0].split(": ")[0]
 
 
 def _done(scene: Scene, ledger: str, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -139,6 +139,11 @@ def latest_sweep(group: zarr.Group) -> int | None:
     return max((sweep for kind, sweep, _ in _kept(group) if kind == STATE), default=None)
 
 
+def scores_name(sweep: int) -> str:
+    """Return the name of the ledger that holds the histograms of a sweep's candidates."""
+    return f"{CANDIDATES}-{sweep}-scores"
+
+
 def forget_sweeps(group: zarr.Group, *, before: int) -> None:
     """Delete all that is kept of sweeps lower than `before`."""
     for _, sweep, name in _kept(group):
