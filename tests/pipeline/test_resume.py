@@ -104,7 +104,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(executor, tmp_pat
     arguments = command(source, scene, "--executor", executor)
     while kills < 4 and killed(
         arguments,
-        lines=random.randint(6, 11) if kills else 0,
+        lines=random.randint(6, 10) if kills else 0,
         seconds=random.uniform(0, 0.15) + (0 if kills else 0.7),
     ):
         kills += 1
