@@ -276,7 +276,7 @@ def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
 CLIENT_BYTES = 260 * MIB
 """Measured: this process with its libraries, the scheduler among them."""
 
-WORKER_BYTES = 290 * MIB
+WORKER_BYTES = 340 * MIB
 """Measured: a worker process with its libraries and compiled kernels."""
 
 SCORE_BYTES = 60 * MIB
