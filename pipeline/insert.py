@@ -7,6 +7,7 @@ tile adds, so that together they are the best of the whole scene. The total is e
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, scores_name
+from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, latest_sweep, scores_name
 
 _CONTEXT_SCALES = 6  # how far the smoothing of the residual, and the search for its peaks, look
 
@@ -73,6 +74,8 @@ def insert(run: Run, sweep: int, work: InsertPass) -> None:
     if is_over(run, sweep):
         return
     group, grid, name = run.scene.work(writable=True), run.scene.grid, stage_name(sweep, run.plan.passes)
+    if latest_sweep(group) == sweep and SweepState.open(group, sweep, grid=grid).reports.done().all():
+        return  # what it was made from may be damaged by now: it is not needed any more
     with disk_errors(run.scene.path):
         capacity = max(most_candidates(grid.core(tile), work) for tile in grid)
         proposed = SweepState.open_or_create(
@@ -170,7 +173,7 @@ def _shared_out(run: Run, sweep: int, work: InsertPass) -> list[InsertJob]:
     before = sum(int(histogram.sum()) for histogram in effects)
     kept = share_top(effects, count=before - math.floor(work.dropped_share * before))
     added = share_top(scores, count=work.count - sum(kept))
-    spread = _by_area(grid, count=work.count - sum(kept) - sum(added))
+    spread = shared_by_area(grid, count=work.count - sum(kept) - sum(added))
     return [
         InsertJob(tile=tile_job(run, tile), sweep=sweep, work=work, kept=k, added=a, spread=s)
         for tile, k, a, s in zip(grid, kept, added, spread, strict=True)
@@ -190,10 +193,11 @@ class _Histograms:
             yield self._ledger.read((tile.row, tile.col))[self._columns].astype(np.int64)
 
 
-def _by_area(grid: TileGrid, *, count: int) -> list[int]:
+def shared_by_area(grid: TileGrid, *, count: int) -> list[int]:
     """Return `count` shared between the tiles by their area."""
-    ends = np.cumsum([grid.core(tile).height * grid.core(tile).width for tile in grid])
-    return np.diff(ends * count // ends[-1], prepend=0).tolist()
+    ends = list(itertools.accumulate(grid.core(tile).height * grid.core(tile).width for tile in grid))
+    shares = [0, *(end * count // ends[-1] for end in ends)]  # of Python's integers: the products may be large
+    return [after - before for before, after in itertools.pairwise(shares)]
 
 
 def _within(gaussians: Gaussians, core: Region) -> Gaussians:

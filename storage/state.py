@@ -136,7 +136,10 @@ class SweepState:
 
 def latest_sweep(group: zarr.Group) -> int | None:
     """Return the highest sweep that was begun; None if none was."""
-    return max((sweep for kind, sweep, _ in _kept(group) if kind == STATE), default=None)
+    return max(
+        (sweep for (kind, sweep), name in _kept(group) if kind == STATE and has_array(group, f"{name}-reports")),
+        default=None,
+    )
 
 
 def scores_name(sweep: int) -> str:
@@ -146,18 +149,17 @@ def scores_name(sweep: int) -> str:
 
 def forget_sweeps(group: zarr.Group, *, before: int) -> None:
     """Delete all that is kept of sweeps lower than `before`."""
-    for _, sweep, name in _kept(group):
+    for (_, sweep), name in _kept(group):
         if sweep < before:
             # Reports first: without them the rest counts as not there.
             for folder in (f"{name}-reports", f"{name}-scores", name):
                 shutil.rmtree(folder_of(group, folder), ignore_errors=True)
 
 
-def _kept(group: zarr.Group) -> list[tuple[str, int, str]]:
-    """Return kind, sweep and name of everything that has reports."""
-    found: list[tuple[str, int, str]] = []
-    for folder in folder_of(group).iterdir():
-        match = re.fullmatch(rf"(({STATE}|{CANDIDATES})-(\d+))-reports", folder.name)
-        if match and has_array(group, folder.name):
-            found.append((match[2], int(match[3]), match[1]))
-    return found
+def _kept(group: zarr.Group) -> list[tuple[tuple[str, int], str]]:
+    """Return kind and sweep, and name, of everything that any folder is left of."""
+    matches = (
+        re.fullmatch(rf"(({STATE}|{CANDIDATES})-(\d+))(-reports|-scores)?", folder.name)
+        for folder in folder_of(group).iterdir()
+    )
+    return sorted({((match[2], int(match[3])), match[1]) for match in matches if match})

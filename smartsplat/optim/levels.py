@@ -117,8 +117,9 @@ def box_variance(factor: int) -> float:
 def _box_means(pixels, factor):  # type: ignore[no-untyped-def]
     height, width, bands = pixels.shape
     means = np.zeros((height // factor, width // factor, bands), np.float32)
+    share = np.float32(1 / factor**2)  # a power of 2: exact, and no sum of large values overflows
     for y in range(height):
         for x in range(width):
             for band in range(bands):
-                means[y // factor, x // factor, band] += pixels[y, x, band]
-    return means * np.float32(1 / factor**2)
+                means[y // factor, x // factor, band] += share * pixels[y, x, band]
+    return means

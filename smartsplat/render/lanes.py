@@ -270,6 +270,77 @@ def gather_strip(
 
 
 @_intrinsic
+def filter_columns(typing_context, window, rows, at, pitch, count, taps):  # type: ignore[no-untyped-def]
+    """Replace a strip, row by row, with sums of what is below: ``rows[y] = sum_k taps_k rows[y + k]``.
+
+    Parameters
+    ----------
+    window
+        Tuple as long as there are taps, more than one.
+    rows, at, pitch
+        The array, the flat index of the strip's first pixel, and the step from row to row.
+    count
+        How many rows to replace; as many more as there are taps but one are read.
+    taps
+        The weights.
+    """
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        e, kinds = _Emitter(context, builder), signature.args
+        _, rows, at, pitch, count, taps = arguments
+        weights = e.row(kinds[5], taps, ir.Constant(_INT, 0), len(kinds[0]))
+        # Rows that were read stay in registers until they have left the window.
+        seen = [cgutils.alloca_once(builder, _VECTOR) for _ in weights[1:]]
+        next_row = at
+        for slot in seen:
+            builder.store(e.load(e.address(kinds[1], rows, next_row)), slot)
+            next_row = builder.add(next_row, pitch)
+        with cgutils.for_range(builder, count) as loop:
+            here = builder.mul(loop.index, pitch)
+            values = [builder.load(slot) for slot in seen]
+            values.append(e.load(e.address(kinds[1], rows, builder.add(next_row, here))))
+            total = e.constant(0.0)
+            for weight, value in zip(weights, values, strict=True):
+                total = e.fma(weight, value, total)
+            e.store(total, e.address(kinds[1], rows, builder.add(at, here)))
+            for slot, value in zip(seen, values[1:], strict=True):
+                builder.store(value, slot)
+        return context.get_dummy_value()
+
+    return types.void(window, rows, types.int64, types.int64, types.int64, taps), emit
+
+
+@_intrinsic
+def filter_row(typing_context, window, out, to, row, at, length, taps):  # type: ignore[no-untyped-def]
+    """Fill a row with sums of what is beside: ``out[to + x] = sum_k taps_k row[at + x + k]``.
+
+    Parameters
+    ----------
+    window, taps
+        See `filter_columns`.
+    out, to, row, at
+        Arrays, and the flat indices to begin at.
+    length
+        A multiple of `LANES`.
+    """
+
+    def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        e, kinds = _Emitter(context, builder), signature.args
+        _, out, to, row, at, length, taps = arguments
+        weights = e.row(kinds[6], taps, ir.Constant(_INT, 0), len(kinds[0]))
+        with cgutils.for_range(builder, builder.udiv(length, ir.Constant(_INT, LANES))) as loop:
+            x = builder.mul(loop.index, ir.Constant(_INT, LANES))
+            place = e.address(kinds[3], row, builder.add(at, x))
+            total = e.constant(0.0)
+            for k, weight in enumerate(weights):
+                total = e.fma(weight, e.load(builder.gep(place, [ir.Constant(_INT, k)])), total)
+            e.store(total, e.address(kinds[1], out, builder.add(to, x)))
+        return context.get_dummy_value()
+
+    return types.void(window, out, types.int64, row, types.int64, types.int64, taps), emit
+
+
+@_intrinsic
 def take_sum(typing_context, sums, index):  # type: ignore[no-untyped-def]
     """Return the sum over row `index` of `sums`, float64, added up in pairs, and set that row to zero."""
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.compress import prepare
+from pipeline.insert import shared_by_area
 from smartsplat.config import FitConfig, SamplingConfig, SceneConfig
+from smartsplat.geometry import TileGrid
 from smartsplat.schedule import InsertPass
 from storage.scene import Scene
 from storage.state import SweepState
@@ -109,3 +111,13 @@ def test_a_busy_tile_ends_with_more_gaussians_than_blank_ones(tmp_path, write_ti
     ((left, busy, right),) = counts_of(scene, 10)
     assert left + busy + right == 240
     assert busy > 3 * (left + right)
+
+
+@pytest.mark.parametrize(("side", "count"), [(10, 7), (10**9, 10**9), (10**9, 0)])
+def test_what_has_no_candidate_is_shared_by_area_exactly_however_large_the_scene(side, count):
+    grid = TileGrid(height=side, width=2 * side, tile=-(-3 * side // 4), halo=1)
+    shares = shared_by_area(grid, count=count)
+    assert sum(shares) == count
+    for share, tile in zip(shares, grid, strict=True):
+        core = grid.core(tile)
+        assert abs(share - count * core.height * core.width / (2 * side * side)) < 1

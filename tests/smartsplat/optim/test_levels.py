@@ -57,6 +57,13 @@ def test_whole_squares_without_weights_become_their_plain_means(seed, factor, ro
     np.testing.assert_allclose(values, square_means(pixels.astype(np.float64), factor), atol=4e-6)
 
 
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_the_largest_values_have_a_mean(factor):
+    largest = np.full((8, 8, 1), np.finfo(np.float32).max)
+    for weight in (None, np.ones((8, 8), np.float32)):
+        assert (coarsen(largest, weight, factor=factor)[0] == largest[0, 0]).all()
+
+
 @given(seeds, factors, sides, sides, st.integers(1, 4), st.sampled_from(["none", "holes", "any", "no data"]))
 @few
 def test_values_are_weighted_means_and_weights_plain_ones_with_no_data_beyond_the_edge(
