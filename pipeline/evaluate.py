@@ -85,7 +85,7 @@ def score_one(job: ScoreJob) -> ErrorSums:
 
     def values(region: Region) -> Floats:
         tiles = scene.grid.within(region.expand(scene.grid.reach))
-        return render([state.read(tile) for tile in tiles], region, engine=job.engine)
+        return render(state.read_all(tiles), region, engine=job.engine)
 
     return _score(values, scene.manifest, pixels.read(padded), core=job.core, padded=padded)
 

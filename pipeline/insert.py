@@ -17,10 +17,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.optimize import begin_sweep, is_over, stage_name, tiles_around
+from pipeline.optimize import begin_sweep, blocks_missing, is_over, stage_name, tiles_around
 from pipeline.run import Run, TileJob, read_target, tile_job
+from smartsplat.errors import StoreError
 from smartsplat.gaussians import Gaussians, concatenate
-from smartsplat.geometry import Region, TileGrid, block_grid
+from smartsplat.geometry import Region, TileGrid, TileId, block_grid
 from smartsplat.optim.insertion import (
     SCORE_BINS,
     find_candidates,
@@ -36,37 +37,49 @@ from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, latest_sweep, scores_name
+from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, bounding_box, latest_sweep, scores_name
 
+_TILES_A_SIDE = 4  # of the second part's blocks: its jobs are short
 _CONTEXT_SCALES = 6  # how far the smoothing of the residual, and the search for its peaks, look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How many Gaussians a tile keeps, how many candidates it adds, and how many more it lacks."""
+
+    kept: int
+    added: int
+    spread: int
+
+    @property
+    def count(self) -> int:
+        """Gaussians the tile has afterwards."""
+        return self.kept + self.added + self.spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InsertJob:
-    """One tile's part of an insertion, or in its first part one block's; small, as it travels to a worker.
+    """One block's part of an insertion; small, as it travels to a worker.
 
     Parameters
     ----------
     tile
-        Which tile or block, and where its data is.
+        Which block of tiles, and where its data is.
     sweep
         That the insertion writes.
     work
         What to do.
-    kept, added, spread
-        How many of its Gaussians the tile keeps, how many candidates it adds, and how many more it has to place for
-        want of candidates (in the second part).
+    shares
+        Of each of its tiles (in the second part).
     """
 
     tile: TileJob
     sweep: int
     work: InsertPass
-    kept: int = 0
-    added: int = 0
-    spread: int = 0
+    shares: tuple[Share, ...] = ()
 
     def __str__(self) -> str:
-        return str(self.tile)
+        return f"block {self.tile.tile}"
 
 
 def insert(run: Run, sweep: int, work: InsertPass) -> None:
@@ -84,20 +97,27 @@ def insert(run: Run, sweep: int, work: InsertPass) -> None:
         Ledger.open_or_create(group, scores_name(sweep), jobs=grid.shape, fields=2 * SCORE_BINS)
     done = proposed.reports.done()
     blocks = block_grid(grid, work.factor)
-    missing = [
-        block for block in blocks if not all(done[tile.row, tile.col] for tile in grid.within(blocks.core(block)))
-    ]
+    missing = blocks_missing(grid, blocks, done)
     run.run_stage(
         f"{name}: propose",
         propose_one,
         [InsertJob(tile=tile_job(run, block), sweep=sweep, work=work) for block in missing],
         done=len(blocks) - len(missing),
     )
-    jobs = _shared_out(run, sweep, work)
-    state = begin_sweep(run, sweep, capacity=max(job.kept + job.added + job.spread for job in jobs))
-    done = state.reports.done()
-    missing = [job for job in jobs if not done[job.tile.tile.row, job.tile.tile.col]]
-    run.run_stage(name, insert_one, missing, done=len(jobs) - len(missing))
+    shares = _shared_out(run, sweep, work)
+    state = begin_sweep(run, sweep, capacity=max(share.count for share in shares.values()))
+    blocks = block_grid(grid, _TILES_A_SIDE)
+    missing = blocks_missing(grid, blocks, state.reports.done())
+    jobs = [
+        InsertJob(
+            tile=tile_job(run, block),
+            sweep=sweep,
+            work=work,
+            shares=tuple(shares[tile] for tile in grid.within(blocks.core(block))),
+        )
+        for block in missing
+    ]
+    run.run_stage(name, insert_one, jobs, done=len(blocks) - len(jobs))
 
 
 def most_candidates(core: Region, work: InsertPass) -> int:
@@ -115,19 +135,19 @@ def propose_one(job: InsertJob) -> None:
     padded = core.expand(math.ceil(_CONTEXT_SCALES * work.scale)).intersect(grid.bounds)
     target = read_target(PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=work.factor)
     state = SweepState.open(group, job.sweep - 1, grid=grid)
-    own = {tile: state.read(tile) for tile in grid.within(core)}
-    others = [state.read(other) for other in tiles_around(grid, core=core, padded=padded)]
-    sets = [one for one in (*own.values(), *others) if len(one)]
+    tiles = grid.within(core)
+    everything = state.read_all([*tiles, *tiles_around(grid, core=core, padded=padded)])
+    sets = [one for one in everything if len(one)]
     residual = target.pixels
     if sets:
         residual = residual - render(sets, target.padded, scale=1 / work.factor, engine=job.tile.engine)
     candidates = find_candidates(
         residual, target.weight, core=target.core, padded=target.padded, scale=work.scale / work.factor
     )
-    proposed = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES)
-    ledger = Ledger.open(group, scores_name(job.sweep))
     places = _tiles_of(candidates.gaussians, work.factor, grid)
-    for tile, gaussians in own.items():
+    proposed: list[Gaussians] = []
+    histograms: list[NDArray[np.int64]] = []
+    for tile, own in zip(tiles, everything, strict=False):
         mine = (places == (tile.row, tile.col)).all(axis=1)
         found = from_level(
             candidates.gaussians.select(mine).select(slice(0, most_candidates(grid.core(tile), work))),
@@ -136,10 +156,15 @@ def propose_one(job: InsertJob) -> None:
             min_scale=job.tile.plan.config.fit.min_scale,
         )
         scores = candidates.scores[mine][: len(found)]
-        histograms = np.concatenate([score_histogram(scores), score_histogram(least_effect(gaussians))])
-        with disk_errors(scene.path):
-            ledger.write((tile.row, tile.col), histograms.astype(np.float64))
-            proposed.write(tile, _within(found, grid.core(tile)), _report_row(len(found)))
+        proposed.append(_within(found, grid.core(tile)))
+        histograms.append(np.concatenate([score_histogram(scores), score_histogram(least_effect(own))]))
+    with disk_errors(scene.path):
+        box = bounding_box(tiles)
+        scores = np.reshape(histograms, (*(part.stop - part.start for part in box), -1)).astype(np.float64)
+        Ledger.open(group, scores_name(job.sweep)).write(box, scores)
+        SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES).write_all(
+            tiles, proposed, [_report_row(len(found)) for found in proposed]
+        )
 
 
 def _tiles_of(gaussians: Gaussians, factor: int, grid: TileGrid) -> NDArray[np.int64]:
@@ -149,48 +174,57 @@ def _tiles_of(gaussians: Gaussians, factor: int, grid: TileGrid) -> NDArray[np.i
 
 
 def insert_one(job: InsertJob) -> None:
-    """Write one tile's Gaussians: those it keeps, and those it adds; runs in a worker."""
-    scene, tile = Scene.open(Path(job.tile.path), writable=True), job.tile.tile
+    """Write the Gaussians of a block's tiles: those each keeps, and those it adds; runs in a worker."""
+    scene = Scene.open(Path(job.tile.path), writable=True)
     group, grid = scene.work(writable=True), scene.grid
-    core = grid.core(tile)
-    own = SweepState.open(group, job.sweep - 1, grid=grid).read(tile)
-    candidates = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES).read(tile)
-    strongest = np.argsort(-least_effect(own), kind="stable")[: job.kept]
-    spread = spread_evenly(
-        core, count=job.spread, scale=job.work.scale, bands=own.bands, seed=(job.tile.plan.config.seed, job.sweep)
-    )
-    everything = concatenate(
-        [own.select(np.sort(strongest)), candidates.select(slice(0, job.added)), spread], origin=core.origin
-    )
+    tiles = grid.within(block_grid(grid, _TILES_A_SIDE).core(job.tile.tile))
+    own = SweepState.open(group, job.sweep - 1, grid=grid).read_all(tiles)
+    candidates = SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES).read_all(tiles)
+    written = [
+        _inserted(mine, found, share, core=grid.core(tile), job=job)
+        for tile, mine, found, share in zip(tiles, own, candidates, job.shares, strict=True)
+    ]
     with disk_errors(scene.path):
-        SweepState.open(group, job.sweep, grid=grid).write(tile, everything, _report_row(len(everything)))
+        state = SweepState.open(group, job.sweep, grid=grid)
+        state.write_all(tiles, written, [_report_row(len(one)) for one in written])
 
 
-def _shared_out(run: Run, sweep: int, work: InsertPass) -> list[InsertJob]:
-    """Return every tile's job of the second part: what each keeps and adds."""
+def _inserted(own: Gaussians, candidates: Gaussians, share: Share, *, core: Region, job: InsertJob) -> Gaussians:
+    strongest = np.argsort(-least_effect(own), kind="stable")[: share.kept]
+    spread = spread_evenly(
+        core, count=share.spread, scale=job.work.scale, bands=own.bands, seed=(job.tile.plan.config.seed, job.sweep)
+    )
+    return concatenate(
+        [own.select(np.sort(strongest)), candidates.select(slice(0, share.added)), spread], origin=core.origin
+    )
+
+
+def _shared_out(run: Run, sweep: int, work: InsertPass) -> dict[TileId, Share]:
+    """Return what each tile keeps and adds."""
     group, grid = run.scene.work(), run.scene.grid
     scores, effects = (_Histograms(group, sweep, grid, part) for part in (0, 1))
     before = sum(int(histogram.sum()) for histogram in effects)
     kept = share_top(effects, count=before - math.floor(work.dropped_share * before))
     added = share_top(scores, count=work.count - sum(kept))
     spread = shared_by_area(grid, count=work.count - sum(kept) - sum(added))
-    return [
-        InsertJob(tile=tile_job(run, tile), sweep=sweep, work=work, kept=k, added=a, spread=s)
-        for tile, k, a, s in zip(grid, kept, added, spread, strict=True)
-    ]
+    return {tile: Share(kept=k, added=a, spread=s) for tile, k, a, s in zip(grid, kept, added, spread, strict=True)}
 
 
 class _Histograms:
-    """The tiles' histograms of one insertion, read one by one: together they may be large."""
+    """The tiles' histograms of one insertion, read row by row: together they may be large."""
 
     def __init__(self, group: zarr.Group, sweep: int, grid: TileGrid, part: int) -> None:
+        self._sweep = sweep
         self._ledger = Ledger.open(group, scores_name(sweep))
         self._grid = grid
         self._columns = slice(part * SCORE_BINS, (part + 1) * SCORE_BINS)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        for tile in self._grid:
-            yield self._ledger.read((tile.row, tile.col))[self._columns].astype(np.int64)
+        for row in range(self._grid.rows):
+            for histograms in self._ledger.read_block((slice(row, row + 1), slice(self._grid.cols)))[0]:
+                if np.isnan(histograms[0]):
+                    raise StoreError(f"{scores_name(self._sweep)}: row {row} of tiles has no scores")
+                yield histograms[self._columns].astype(np.int64)
 
 
 def shared_by_area(grid: TileGrid, *, count: int) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from pipeline.rate import shape_steps
 from pipeline.run import Run, TileJob, read_target, tile_job
@@ -27,7 +28,7 @@ from smartsplat.schedule import FitPass, InsertPass
 from storage.groups import disk_errors
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import REPORT_FIELDS, SweepState, forget_sweeps, latest_sweep
+from storage.state import REPORT_FIELDS, SweepState, bounding_box, forget_sweeps, latest_sweep
 
 _SETTLING_ITERATIONS = 8
 _SUMMED_FIELDS = ("squared_error", "weight")  # of a block: kept with one of its tiles, so that they add up
@@ -120,9 +121,7 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
     done, grid = begin_sweep(run, sweep).reports.done(), run.scene.grid
     blocks = block_grid(grid, work.factor)
     wanted = blocks.of_color(color)
-    missing = [
-        block for block in wanted if not all(done[tile.row, tile.col] for tile in grid.within(blocks.core(block)))
-    ]
+    missing = [block for block in blocks_missing(grid, blocks, done) if block.color == color]
     run.run_stage(
         name,
         fit_one,
@@ -130,6 +129,11 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
         done=len(wanted) - len(missing),
         note=_psnr_note,
     )
+
+
+def blocks_missing(grid: TileGrid, blocks: TileGrid, done: NDArray[np.bool_]) -> list[TileId]:
+    """Return the blocks of which not every tile is done."""
+    return [block for block in blocks if not done[bounding_box(grid.within(blocks.core(block)))].all()]
 
 
 def fit_one(job: BlockJob) -> FitReport:
@@ -143,11 +147,11 @@ def fit_one(job: BlockJob) -> FitReport:
     )
     tiles = grid.within(core)
     states = {sweep: SweepState.open(group, sweep, grid=grid) for sweep in (job.sweep - 1, job.sweep)}
-    own = [states[job.sweep - 1].read(tile) for tile in tiles]
-    frozen = [
-        states[_sweep_seen(other, block, grid=grid, blocks=blocks, sweep=job.sweep)].read(other)
-        for other in tiles_around(grid, core=core, padded=padded)
-    ]
+    around: dict[int, list[TileId]] = {sweep: [] for sweep in states}
+    for other in tiles_around(grid, core=core, padded=padded):
+        around[_sweep_seen(other, block, grid=grid, blocks=blocks, sweep=job.sweep)].append(other)
+    before = states[job.sweep - 1].read_all([*tiles, *around[job.sweep - 1]])
+    own, frozen = before[: len(tiles)], [*before[len(tiles) :], *states[job.sweep].read_all(around[job.sweep])]
     fitted, report = fit_tiles(
         target,
         own if job.steps is None else [requantized(one, job.steps) for one in own],
@@ -159,8 +163,8 @@ def fit_one(job: BlockJob) -> FitReport:
         engine=job.tile.engine,
     )
     with disk_errors(scene.path):
-        for index, (tile, gaussians) in enumerate(zip(tiles, fitted, strict=True)):
-            states[job.sweep].write(tile, gaussians, _row(report, gaussians, first=index == 0))
+        rows = [_row(report, gaussians, first=index == 0) for index, gaussians in enumerate(fitted)]
+        states[job.sweep].write_all(tiles, fitted, rows)
     return report
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 
 import numpy as np
@@ -54,9 +56,14 @@ class Ledger:
         return cls(open_array(group, name))
 
     def write(self, index: tuple[int | slice, ...], values: NDArray[np.float64]) -> None:
-        """Record the row, or the block of rows, at `index`: a whole chunk."""
-        first = (part.start if isinstance(part, slice) else part for part in index)
-        drop_chunk(self._array, *(at // size for at, size in zip(first, self._array.chunks, strict=False)), 0)
+        """Record the row, or the block of rows, at `index`: whole chunks."""
+        parts = [part if isinstance(part, slice) else slice(part, part + 1) for part in index]
+        chunks = (
+            range(part.start // size, -(-part.stop // size))
+            for part, size in zip(parts, self._array.chunks, strict=False)
+        )
+        for chunk in itertools.product(*chunks):
+            drop_chunk(self._array, *chunk, 0)
         self._array[index] = values
 
     def strike(self, index: tuple[int | slice, ...]) -> None:
@@ -70,8 +77,14 @@ class Ledger:
             raise StoreError(f"{self._array.store_path}: job {index} has no result")
         return row
 
+    def read_block(self, index: tuple[slice, ...]) -> NDArray[np.float64]:
+        """Return the block of rows at `index`, NaN where nothing was written; raise `ValueError` if it is damaged."""
+        return np.asarray(self._array[index])
+
     def read_all(self) -> NDArray[np.float64]:
         """Return every row; NaN where nothing was written. A damaged row counts as not written."""
+        with contextlib.suppress(ValueError):
+            return self.read_block((slice(None),) * (self._array.ndim - 1))
         rows = np.full(self._array.shape, np.nan)
         grid = [range(0, size, chunk) for size, chunk in zip(self._array.shape, self._array.chunks, strict=True)]
         for start in np.stack(np.meshgrid(*grid[:-1], indexing="ij"), axis=-1).reshape(-1, len(grid) - 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import zarr
 from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
-from smartsplat.gaussians import GEOMETRY_PARAMETERS, Gaussians
+from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import TileGrid, TileId
 from storage.groups import CHECKED, create_array, folder_of, has_array, open_array
 from storage.ledger import Ledger
@@ -93,10 +94,20 @@ class SweepState:
 
     def write(self, tile: TileId, gaussians: Gaussians, report: NDArray[np.float64]) -> None:
         """Store a tile's Gaussians, then its report."""
-        rows = np.full((self._stored_rows(len(gaussians)), self.rows.shape[3]), np.nan, np.float32)
-        rows[: len(gaussians)] = gaussians.to_rows()
-        self.rows[tile.row, tile.col, : len(rows)] = rows
-        self.reports.write((tile.row, tile.col), report)
+        self.write_all([tile], [gaussians], [report])
+
+    def write_all(
+        self, tiles: Sequence[TileId], gaussians: Sequence[Gaussians], reports: Sequence[NDArray[np.float64]]
+    ) -> None:
+        """Store the Gaussians of some tiles, a rectangle of them row by row, and then their reports."""
+        box = bounding_box(tiles)
+        shape = tuple(part.stop - part.start for part in box)
+        longest = self._stored_rows(max(map(len, gaussians)))
+        rows = np.full((len(tiles), longest, self.rows.shape[3]), np.nan, np.float32)
+        for row, one in zip(rows, gaussians, strict=True):
+            row[: len(one)] = one.to_rows()
+        self.rows[(*box, slice(longest))] = rows.reshape(*shape, *rows.shape[1:])
+        self.reports.write(box, np.reshape(reports, (*shape, -1)))
 
     def _stored_rows(self, count: int) -> int:
         """Return how many rows the chunks hold that `count` Gaussians take."""
@@ -116,6 +127,30 @@ class SweepState:
                     struck += 1
         return struck
 
+    def read_all(self, tiles: Sequence[TileId]) -> list[Gaussians]:
+        """Return the Gaussians of some tiles near each other: what is around them is read at once.
+
+        Raises
+        ------
+        StoreError
+            As `read` does.
+        """
+        if not tiles:
+            return []
+        box = bounding_box(tiles)
+        places = [(tile.row - box[0].start, tile.col - box[1].start) for tile in tiles]
+        try:
+            reports = self.reports.read_block(box)
+            counts = [reports[place][0] for place in places]
+            longest = self._stored_rows(int(max(counts)))
+            rows = np.asarray(self.rows[(*box, slice(longest))])
+        except ValueError:  # damage, or none: it may be in a tile that was not asked for
+            return [self.read(tile) for tile in tiles]
+        return [
+            self._checked(tile, rows[place], int(count))
+            for tile, place, count in zip(tiles, places, counts, strict=True)
+        ]
+
     def read(self, tile: TileId) -> Gaussians:
         """Return a tile's Gaussians, means relative to its core.
 
@@ -129,9 +164,18 @@ class SweepState:
             rows = np.asarray(self.rows[tile.row, tile.col, : self._stored_rows(count)])
         except ValueError as error:
             raise StoreError(f"{self.name} of tile {tile} is damaged ({error})") from error
+        return self._checked(tile, rows, count)
+
+    def _checked(self, tile: TileId, rows: Floats, count: int) -> Gaussians:
         if np.isnan(rows[:count]).any() or not np.isnan(rows[count:]).all():
             raise StoreError(f"{self.name} of tile {tile} does not hold its {count} Gaussians")
         return Gaussians.from_rows(rows[:count], origin=self.grid.core(tile).origin)
+
+
+def bounding_box(tiles: Sequence[TileId]) -> tuple[slice, slice]:
+    """Return the rows and columns of the grid that some tiles are in."""
+    rows, cols = [tile.row for tile in tiles], [tile.col for tile in tiles]
+    return slice(min(rows), max(rows) + 1), slice(min(cols), max(cols) + 1)
 
 
 def latest_sweep(group: zarr.Group) -> int | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, maximum_filter
 
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
@@ -18,6 +19,8 @@ SCORE_BINS = 1024
 _LEAST_SCORE, _MOST_SCORE = 1e-16, 1e10
 _TIE_BREAK = 1e-6
 _TRUNCATE = 3.0  # standard deviations at which the smoothing ends
+
+_jit: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,26 +64,27 @@ def find_candidates(
     >>> find_candidates(residual, None, core=whole, padded=whole, scale=1.5).gaussians.means.tolist()
     [[9.5, 5.5]]
     """
-    weighted = residual if weight is None else residual * weight[:, :, None]
-    score = _smooth((weighted * residual).sum(axis=2), scale)
+    weight = np.ones(padded.shape, np.float32) if weight is None else weight
+    residual = np.ascontiguousarray(residual)
+    taps = _taps(scale)
+    score = _smoothed_squares(residual, weight, taps)
     # On a plateau every pixel would be a peak; a little noise leaves one here and there.
     ranked = score * (1 + _TIE_BREAK * np.random.default_rng(0).random(score.shape))
-    peaks = (ranked == maximum_filter(ranked, size=2 * int(2 * scale) + 1)) & (score > _LEAST_SCORE)
-    ys, xs = np.nonzero(peaks[core.slices_within(padded)])
-    within = core.y0 - padded.y0 + ys, core.x0 - padded.x0 + xs
-    order = np.argsort(-score[within], kind="stable")
-    ys, xs, within = ys[order], xs[order], (within[0][order], within[1][order])
-    smooth = [_smooth(weighted[:, :, band], scale) for band in range(residual.shape[2])]
-    count = len(ys)
+    rows, cols = core.slices_within(padded)
+    peaks = _peaks(ranked, rows.start, rows.stop, cols.start, cols.stop, int(2 * scale))
+    scores = score[peaks[:, 0], peaks[:, 1]]
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > _LEAST_SCORE]
+    peaks, scores, count = peaks[order], scores[order], len(order)
     return Candidates(
         gaussians=Gaussians(
-            means=np.stack([ys, xs], axis=1) + np.float32(0.5),
+            means=(peaks - (rows.start, cols.start)).astype(np.float32) + np.float32(0.5),
             scales=np.full((count, 2), scale, np.float32),
             rotations=np.zeros(count, np.float32),
-            colors=np.stack([band[within] for band in smooth], axis=1),
+            colors=_smoothed_at(peaks, residual, weight, taps),
             origin=core.origin,
         ),
-        scores=score[within],
+        scores=scores,
     )
 
 
@@ -132,8 +136,93 @@ def share_top(histograms: Iterable[NDArray[np.int64]], *, count: int) -> list[in
     return shares
 
 
-def _smooth(image: Floats, scale: float) -> Floats:
-    return np.asarray(gaussian_filter(image, scale, truncate=_TRUNCATE), np.float32)
+def _taps(scale: float) -> Floats:
+    """Return the weights of a Gaussian window, which sum to 1."""
+    radius = int(_TRUNCATE * scale + 0.5)
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / scale) ** 2)
+    return (taps / taps.sum()).astype(np.float32)
+
+
+@_jit
+def _mirrored(index, size):  # type: ignore[no-untyped-def]
+    """Return the index within ``0 ... size - 1`` that one beyond the edge sees in the mirror there."""
+    index %= 2 * size
+    return min(index, 2 * size - 1 - index)
+
+
+@_jit
+def _smoothed_squares(residual, weight, taps):  # type: ignore[no-untyped-def]
+    """Return the weighted squared residual, summed over bands, smoothed; mirrored at the edges."""
+    height, width, bands = residual.shape
+    radius = len(taps) // 2
+    squares, smooth = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):
+            total = np.float32(0.0)
+            for band in range(bands):
+                total += residual[y, x, band] * residual[y, x, band]
+            squares[y, x] = weight[y, x] * total
+    column = np.empty(width + 2 * radius, np.float32)
+    for y in range(height):
+        column[:] = np.float32(0.0)
+        inner = column[radius : radius + width]
+        for k in range(len(taps)):
+            _add_scaled(inner, squares[_mirrored(y + k - radius, height)], taps[k])
+        for x in range(radius):
+            column[x] = inner[_mirrored(x - radius, width)]
+            column[radius + width + x] = inner[_mirrored(width + x, width)]
+        smooth[y] = np.float32(0.0)
+        for k in range(len(taps)):
+            _add_scaled(smooth[y], column[k : k + width], taps[k])
+    return smooth
+
+
+@_jit
+def _add_scaled(total, row, factor):  # type: ignore[no-untyped-def]
+    for x in range(len(total)):
+        total[x] += factor * row[x]
+
+
+@_jit
+def _smoothed_at(peaks, residual, weight, taps):  # type: ignore[no-untyped-def]
+    """Return the weighted residual, smoothed, at some pixels alone."""
+    height, width, bands = residual.shape
+    radius = len(taps) // 2
+    colors = np.zeros((len(peaks), bands), np.float32)
+    for i in range(len(peaks)):
+        for dy in range(-radius, radius + 1):
+            y = _mirrored(peaks[i, 0] + dy, height)
+            for dx in range(-radius, radius + 1):
+                x = _mirrored(peaks[i, 1] + dx, width)
+                share = taps[dy + radius] * taps[dx + radius] * weight[y, x]
+                for band in range(bands):
+                    colors[i, band] += share * residual[y, x, band]
+    return colors
+
+
+@_jit
+def _peaks(ranked, top, bottom, left, right, radius):  # type: ignore[no-untyped-def]
+    """Return the pixels (row, col) of a rectangle that no other within `radius` along either axis exceeds."""
+    found = [(0, 0) for _ in range(0)]
+    for y in range(top, bottom):
+        for x in range(left, right):
+            if _is_peak(ranked, y, x, radius):
+                found.append((y, x))
+    peaks = np.empty((len(found), 2), np.int64)
+    for i in range(len(found)):
+        peaks[i, 0], peaks[i, 1] = found[i]
+    return peaks
+
+
+@_jit
+def _is_peak(ranked, y, x, radius):  # type: ignore[no-untyped-def]
+    height, width = ranked.shape
+    for near in (min(1, radius), radius):  # most pixels are exceeded by one next to them
+        for row in range(max(0, y - near), min(height, y + near + 1)):
+            for col in range(max(0, x - near), min(width, x + near + 1)):
+                if ranked[row, col] > ranked[y, x]:
+                    return False
+    return True
 
 
 def _bins(scores: Floats) -> NDArray[np.int64]:

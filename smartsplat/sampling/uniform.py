@@ -128,6 +128,7 @@ def _distances(means: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def _nearest_distances(means: NDArray[np.float64], others: NDArray[np.float64], *, count: int) -> NDArray[np.float64]:
-    from sklearn.neighbors import KDTree  # most of a second to import
+    from scipy.spatial import KDTree  # loading it takes longer than loading this package
 
-    return KDTree(others).query(means, k=count)[0]
+    distances, _ = KDTree(others).query(means, k=list(range(1, count + 1)))
+    return np.asarray(distances)
