@@ -67,6 +67,9 @@ def _variants(base: SceneConfig) -> dict[str, SceneConfig]:
         "levels: full resolution only": but({"stage_factor": 1}),
         "levels: with coarse passes": but({"coarse_factors": (8, 4)}),
         "replacement: none": but({"replacements": 0}),
+        "similarity: left to itself": but(
+            {"final_pairs": (base.fit.final_pairs[0] + base.fit.ssim_pairs,), "ssim_pairs": 0}
+        ),
         "optimiser: Adam, all from the start": but(by_adam),
         "none of them": but(by_adam | {"color_sweeps": 0}, variational_fraction=0.0, adaptive_scales=False),
     }

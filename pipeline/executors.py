@@ -17,12 +17,15 @@ Job = TypeVar("Job")
 _IN_FLIGHT_A_WORKER = 3
 # Set for a moment in this process too, where numba must not see a number of threads that is not its own.
 _ENVIRONMENT_BEFORE_START = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "MALLOC_ARENA_MAX": "2",  # else each of a worker's helper threads keeps freed images of its own
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it grows with every call it sees
 }
 
-_WORKER_ENVIRONMENT = {"NUMBA_NUM_THREADS": "1"}
+# Two threads a worker: towards the end of a phase some workers have nothing to do. Threads that wait must not spin, as
+# while all workers are busy they share the cores.
+_THREADS_A_WORKER = 2
+_WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _KEPT_BYTES, _LARGEST_KEPT = 1 << 30, 1 << 25
@@ -86,7 +89,7 @@ class SerialExecutor:
 
 
 class DaskExecutor:
-    """Jobs on Dask workers, one process and one thread each.
+    """Jobs on Dask workers, each a process that does one job at a time.
 
     Parameters
     ----------
@@ -127,7 +130,7 @@ class DaskExecutor:
                         scheduler_kwargs={"dashboard": False},
                         memory_limit=None,
                         silence_logs=logging.ERROR,
-                        env=_WORKER_ENVIRONMENT,
+                        env={"NUMBA_NUM_THREADS": str(min(_THREADS_A_WORKER, self._workers)), **_WAIT_POLICY},
                     )
                 address = stack.enter_context(cluster)
             self._client = stack.enter_context(Client(address, set_as_default=False))

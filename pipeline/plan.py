@@ -269,7 +269,7 @@ def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
     seen = min(pixels * config.fit.stage_factor**2, source.height * source.width)
     share = count * seen / (source.height * source.width)
     busiest = min(4 * share, pixels)
-    images = pixels * (40 + 36 * source.bands)
+    images = pixels * (40 + 56 * source.bands)
     return round(images + busiest * 100 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
 
 

@@ -78,6 +78,9 @@ class FitConfig:
         Levels at which large Gaussians are optimised before each sweep, and the work there.
     final_pairs
         Work of each sweep at full resolution.
+    ssim_pairs, ssim_gain
+        Further work of the last of them, which raises SSIM too, and what that is worth (see
+        `smartsplat.schedule.FitPass`).
     adam_steps, ssim_share
         Steps of Adam at the end, on ``(1 - ssim_share) L1 + ssim_share (1 - SSIM)``.
     mean_rate, scale_rate, rotation_rate, color_rate, relative_rates
@@ -97,7 +100,9 @@ class FitConfig:
     replaced_share: float = 0.05
     coarse_factors: tuple[int, ...] = ()
     coarse_pairs: int = 15
-    final_pairs: tuple[int, ...] = (60,)
+    final_pairs: tuple[int, ...] = (40,)
+    ssim_pairs: int = 20
+    ssim_gain: float = 2.0
     adam_steps: int = 0
     ssim_share: float = 0.1
     mean_rate: float = 0.1
@@ -116,8 +121,17 @@ class FitConfig:
         _require(0 < self.start_fraction <= 1, f"start_fraction {self.start_fraction} not in (0, 1]")
         _require(0 <= self.replaced_share < 1, f"replaced_share {self.replaced_share} not in [0, 1)")
         _require(0 <= self.ssim_share <= 1, f"ssim_share {self.ssim_share} not in [0, 1]")
-        for name in ("color_sweeps", "color_iterations", "stages", "stage_pairs", "replacements", "coarse_pairs"):
+        for name in (
+            "color_sweeps",
+            "color_iterations",
+            "stages",
+            "stage_pairs",
+            "replacements",
+            "coarse_pairs",
+            "ssim_pairs",
+        ):
             _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} must not be negative")
+        _require(0 <= self.ssim_gain < math.inf, f"ssim_gain {self.ssim_gain} must be finite and not negative")
         _require(self.adam_steps >= 0, f"adam_steps {self.adam_steps} must not be negative")
         _require(0 < self.insert_scale < math.inf, f"insert_scale {self.insert_scale} must be positive and finite")
         _require(all(pairs > 0 for pairs in self.final_pairs), f"final_pairs {self.final_pairs} must be positive")

@@ -13,7 +13,7 @@ _LEAST_LEVEL_SCALE = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitPass:
-    """One visit to every tile: a color solve, then Levenberg-Marquardt, then Adam, each if it is asked for.
+    """One visit to every tile: a color solve, Levenberg-Marquardt without and with SSIM, Adam, each if it is asked for.
 
     Parameters
     ----------
@@ -23,6 +23,9 @@ class FitPass:
         Conjugate-gradient iterations for the colors alone.
     pairs, damping
         See `smartsplat.optim.lm.levenberg_marquardt`.
+    ssim_pairs, ssim_gain
+        Pairs after those that also raise SSIM: .01 more of it is taken for as good as ``ssim_gain`` % less squared
+        error.
     adam_steps
         See `smartsplat.optim.adam.adam`.
     least_scale
@@ -33,16 +36,19 @@ class FitPass:
     color_iterations: int = 0
     pairs: int = 0
     damping: float = 0.1
+    ssim_pairs: int = 0
+    ssim_gain: float = 0.0
     adam_steps: int = 0
     least_scale: float = 0.0
 
     @property
     def does_something(self) -> bool:
         """Whether a visit changes anything."""
-        return bool(self.color_iterations or self.pairs or self.adam_steps)
+        return bool(self.color_iterations or self.pairs or self.ssim_pairs or self.adam_steps)
 
     def __str__(self) -> str:
-        what = [f"{self.pairs} pairs"] * (self.pairs > 0) + [f"{self.adam_steps} Adam steps"] * (self.adam_steps > 0)
+        pairs = self.pairs + self.ssim_pairs
+        what = [f"{pairs} pairs"] * (pairs > 0) + [f"{self.adam_steps} Adam steps"] * (self.adam_steps > 0)
         where = f" at 1/{self.factor}" if self.factor > 1 else ""
         return (", ".join(what) or "colors") + where
 
@@ -117,7 +123,15 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
         passes.append(InsertPass(factor=1, count=count, scale=scale, dropped_share=config.replaced_share))
     for sweep, pairs in enumerate(config.final_pairs):
         passes += _coarse(config)
-        passes.append(FitPass(pairs=pairs, damping=0.1 if sweep == 0 else 0.05))
+        last = sweep == len(config.final_pairs) - 1
+        passes.append(
+            FitPass(
+                pairs=pairs,
+                damping=0.1 if sweep == 0 else 0.05,
+                ssim_pairs=config.ssim_pairs if last else 0,
+                ssim_gain=config.ssim_gain,
+            )
+        )
     if config.adam_steps:
         passes.append(FitPass(adam_steps=config.adam_steps))
     return [each for each in passes if isinstance(each, InsertPass) or each.does_something]

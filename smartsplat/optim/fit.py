@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,10 +11,10 @@ import numpy as np
 from smartsplat.config import FitConfig
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians, concatenate
 from smartsplat.geometry import Region
-from smartsplat.optim.adam import Rates, adam
+from smartsplat.optim.adam import Loss, Rates, adam
 from smartsplat.optim.colors import solve_colors
 from smartsplat.optim.levels import from_level, level_scale, to_level
-from smartsplat.optim.lm import Bounds, levenberg_marquardt
+from smartsplat.optim.lm import LEAST_DAMPING, Bounds, Fitted, levenberg_marquardt
 from smartsplat.optim.loss import MixedLoss
 from smartsplat.render import operators
 from smartsplat.render.cpu import to_image, to_planes
@@ -109,80 +110,127 @@ def fit_tiles(
     moving = [one.scales.max(axis=1, initial=0) >= work.least_scale for one in own]
     still = [*frozen, *(one.select(~moves) for one, moves in zip(own, moving, strict=True))]
     movers = [one.select(moves) for one, moves in zip(own, moving, strict=True)]
+    whole, around = to_planes(target.pixels), _image_of(still, target, engine=engine)
     problem = _Problem(
         region=target.padded,
-        target=_left_over(target, still, engine=engine),
+        target=whole if around is None else whole - around,
+        around=around,
         weight=None if target.weight is None else to_planes(target.weight[:, :, None])[0],
         bounds=_bounds(target, movers, cores=cores, min_scale=config.min_scale, max_scale=max_scale),
         engine=engine,
     )
     origin = target.core.origin
     start = concatenate([to_level(one, target.factor, origin=origin) for one in movers], origin=origin)
-    best = _optimised(start, problem, work=work, config=config)
-    fitted = _split(best, own, moving, target=target, cores=cores, min_scale=config.min_scale, max_scale=max_scale)
-    residual = np.empty_like(problem.target)
-    before = problem.squared_error(start, residual)
-    after = problem.squared_error(best, residual)
-    return fitted, _report(fitted, residual, target=target, losses=(before, after))
+    done = _optimised(start, problem, work=work, config=config)
+    fitted = _split(
+        done.gaussians, own, moving, target=target, cores=cores, min_scale=config.min_scale, max_scale=max_scale
+    )
+    return fitted, _report(fitted, done, target=target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Problem:
-    """A fit at its level: over what region, to what planes and with what weights, and where Gaussians may be."""
+    """A fit at its level: over what region, to what planes and with what weights, and where Gaussians may be.
+
+    The image is what is fitted to `target` and, if it is not None, `around`: what stays as it is.
+    """
 
     region: Region
     target: Floats
+    around: Floats | None
     weight: Floats | None
     bounds: Bounds
     engine: str
 
-    def squared_error(self, gaussians: Gaussians, residual: Floats) -> float:
-        """Return the weighted sum of squares of the difference, and fill `residual` with it, weighted."""
-        at = operators(gaussians, self.region, engine=self.engine)
-        return at.draw(residual, target=self.target, weight=self.weight)
+    def at(self, gaussians: Gaussians) -> Fitted:
+        """Return a fit that stays where it is."""
+        residual = np.empty_like(self.target)
+        here = operators(gaussians, self.region, engine=self.engine)
+        loss = here.draw(residual, target=self.target, weight=self.weight)
+        return Fitted(gaussians=gaussians, losses=(loss,), residual=residual)
+
+    def moved(self, gaussians: Gaussians, target: Floats, *, pairs: int, damping: float) -> Fitted:
+        """Return a fit by Levenberg-Marquardt to other planes."""
+        return levenberg_marquardt(
+            gaussians,
+            target,
+            region=self.region,
+            weight=self.weight,
+            bounds=self.bounds,
+            pairs=pairs,
+            damping=damping,
+            engine=self.engine,
+        )
+
+    def mixed_loss(self, ssim_share: float) -> Loss:
+        """Return the loss with SSIM in it, of the planes that are fitted: SSIM sees the image as a whole."""
+        whole = self.target if self.around is None else self.target + self.around
+        if self.weight is None:
+            weight = to_planes(np.ones((*self.region.shape, 1), np.float32))[0]
+        else:
+            weight, whole = self.weight, np.where(self.weight > 0, whole, np.float32(0))
+        loss, around = MixedLoss(whole, weight, ssim_share), self.around
+        return loss.evaluate if around is None else lambda planes: loss.evaluate(planes + around)
+
+    def over_weight(self, planes: Floats) -> Floats:
+        """Return weighted planes without their weight, 0 where that is 0."""
+        if self.weight is None:
+            return planes
+        return np.divide(planes, self.weight, out=np.zeros_like(planes), where=self.weight > 0)
 
 
-def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: FitConfig) -> Gaussians:
+def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: FitConfig) -> Fitted:
     if not len(start) or (problem.weight is not None and not problem.weight.any()):
-        return start
-    best = start
+        return problem.at(start)
+    fits: list[Fitted] = []
     if work.color_iterations:
-        best = _with_solved_colors(best, problem, iterations=work.color_iterations)
+        fits += _with_solved_colors(start, problem, iterations=work.color_iterations)
     if work.pairs:
-        best = levenberg_marquardt(
-            best,
-            problem.target,
-            region=problem.region,
-            weight=problem.weight,
-            bounds=problem.bounds,
-            pairs=work.pairs,
-            damping=work.damping,
-            engine=problem.engine,
-        ).gaussians
+        begin = fits[-1].gaussians if fits else start
+        fits.append(problem.moved(begin, problem.target, pairs=work.pairs, damping=work.damping))
+    if not fits:
+        fits.append(problem.at(start))
+    if work.ssim_pairs:
+        most = fits[0].losses[0]
+        fits.append(_more_similar(fits[-1], problem, pairs=work.ssim_pairs, gain=work.ssim_gain, most=most))
     if work.adam_steps:
-        best = _polished(best, problem, steps=work.adam_steps, config=config)
-    return best
+        fits.append(problem.at(_polished(fits[-1].gaussians, problem, steps=work.adam_steps, config=config)))
+    return replace(fits[-1], losses=(fits[0].losses[0], fits[-1].losses[-1]))
 
 
-def _with_solved_colors(own: Gaussians, problem: _Problem, *, iterations: int) -> Gaussians:
+def _with_solved_colors(own: Gaussians, problem: _Problem, *, iterations: int) -> list[Fitted]:
+    """Return the fit before and after."""
     at = operators(own, problem.region, engine=problem.engine)
     colors = solve_colors(
         at, problem.target, weight=problem.weight, start=own.colors, scales=own.scales, iterations=iterations
     )
-    solved = replace(own, colors=colors)
-    residual = np.empty_like(problem.target)
+    before, after = problem.at(own), problem.at(replace(own, colors=colors))
     # Each iteration lowers the error in exact arithmetic; in float32 a solved problem may be made worse by its noise.
-    better = problem.squared_error(solved, residual) <= problem.squared_error(own, residual)
-    return solved if better else own
+    return [before, after if after.losses[0] <= before.losses[0] else before]
+
+
+def _more_similar(fit: Fitted, problem: _Problem, *, pairs: int, gain: float, most: float) -> Fitted:
+    """Return the fit with a higher SSIM, if that is worth the squared error it takes; never more of that than `most`.
+
+    The aim is ``ln(squared error) - gain SSIM``. SSIM's slope at the image as it is acts like another target, a little
+    off the true one, to which the squared error is lowered as ever.
+    """
+    loss, error = problem.mixed_loss(1.0), fit.losses[-1]
+    if error <= 0:
+        return fit
+    unlikeness, slope = loss(problem.target + problem.over_weight(fit.residual))
+    other = np.asarray(problem.target - 0.5 * gain * error * problem.over_weight(slope), np.float32)
+    found = problem.at(problem.moved(fit.gaussians, other, pairs=pairs, damping=LEAST_DAMPING).gaussians)
+    unlikeness_then, _ = loss(problem.target + problem.over_weight(found.residual))
+    then = found.losses[0]
+    better = 0 < then <= most and math.log(then / error) + gain * (unlikeness_then - unlikeness) < 0
+    return found if better else fit
 
 
 def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfig) -> Gaussians:
-    weight = (
-        problem.weight if problem.weight is not None else to_planes(np.ones((*problem.region.shape, 1), np.float32))[0]
-    )
     return adam(
         own,
-        MixedLoss(problem.target, weight, config.ssim_share).evaluate,
+        problem.mixed_loss(config.ssim_share),
         region=problem.region,
         bounds=problem.bounds,
         steps=steps,
@@ -197,15 +245,15 @@ def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfi
     )
 
 
-def _left_over(target: Target, still: Sequence[Gaussians], *, engine: str) -> Floats:
-    """Return the planes of the target less the image of everything that stays as it is."""
-    planes = to_planes(target.pixels)
+def _image_of(still: Sequence[Gaussians], target: Target, *, engine: str) -> Floats | None:
+    """Return the planes of everything that stays as it is; None if there is nothing."""
     sets = [one for one in still if len(one)]
     if not sets:
-        return planes
-    left = np.empty_like(planes)
-    operators(sets, target.padded, scale=1 / target.factor, engine=engine).draw(left, target=planes)
-    return np.negative(left, out=left)
+        return None
+    at = operators(sets, target.padded, scale=1 / target.factor, engine=engine)
+    planes = at.new_planes(target.pixels.shape[2])
+    at.draw(planes)
+    return planes
 
 
 def _bounds(
@@ -255,9 +303,9 @@ def _split(
     return fitted
 
 
-def _report(fitted: Sequence[Gaussians], residual: Floats, *, target: Target, losses: tuple[float, float]) -> FitReport:
+def _report(fitted: Sequence[Gaussians], done: Fitted, *, target: Target) -> FitReport:
     inner = target.core.slices_within(target.padded)
-    weighted = to_image(residual)[inner]
+    weighted = to_image(done.residual)[inner]
     weight = np.ones(weighted.shape[:2]) if target.weight is None else target.weight[inner].astype(np.float64)
     error = np.square(weighted, dtype=np.float64).sum(axis=2)
     height, width = target.padded.shape
@@ -267,8 +315,8 @@ def _report(fitted: Sequence[Gaussians], residual: Floats, *, target: Target, lo
     colors, scales = rows[:, GEOMETRY_PARAMETERS:], rows[:, 2:4]
     return FitReport(
         count=len(rows),
-        loss_before=losses[0] * share,
-        loss_after=losses[1] * share,
+        loss_before=done.losses[0] * share,
+        loss_after=done.losses[-1] * share,
         squared_error=float(np.divide(error, weight, out=np.zeros_like(error), where=weight > 0).sum()),
         weight=float(weight.sum()) * weighted.shape[2],
         color_low=float(colors.min(initial=0.0)),

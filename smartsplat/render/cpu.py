@@ -112,6 +112,28 @@ def _schedule(cells, fractions, extents, blocks, height):  # type: ignore[no-unt
     return starts, items, order
 
 
+@_jit
+def _strips(cells, fractions, extents, slopes, height, width):  # type: ignore[no-untyped-def]
+    """Return each Gaussian's strips within the region: where its list starts, and ``(x, y, end)`` of each, int32."""
+    n, most = len(cells), 0
+    for i in range(n):
+        most += _columns(cells[i, 1], fractions[i, 1], extents[i, 1])[1]
+    starts, strips = np.empty(n + 1, np.int64), np.empty((most, 3), np.int32)
+    count = 0
+    for i in range(n):
+        starts[i] = count
+        first, number = _columns(cells[i, 1], fractions[i, 1], extents[i, 1])
+        for strip in range(number):
+            x = first + strip * LANES
+            if -LANES < x < width:
+                y, end = _rows(x, cells[i], fractions[i], extents[i], slopes[i], 0, height)
+                if y < end:
+                    strips[count, 0], strips[count, 1], strips[count, 2] = x, y, end
+                    count += 1
+    starts[n] = count
+    return starts, strips[:count]
+
+
 @_jit_sums
 def _subtract(image, target):  # type: ignore[no-untyped-def]
     """Take `target` from a row of pixels; return the sum of squares left."""
@@ -134,7 +156,7 @@ def _subtract_weighted(image, target, weight):  # type: ignore[no-untyped-def]
 
 
 @_jit_parallel
-def _draw(bands, out, sums, schedule, geometry, colors, tangents, target, weight):  # type: ignore[no-untyped-def]
+def _draw(bands, out, sums, schedule, strips, geometry, colors, tangents, target, weight):  # type: ignore[no-untyped-def]
     """Fill the planes `out` with all Gaussians.
 
     With `tangents` ``(N, 5 + C)``, it is their directional derivative: the change of ``ln g`` per ``u, v, u^2, v^2,
@@ -142,20 +164,17 @@ def _draw(bands, out, sums, schedule, geometry, colors, tangents, target, weight
     `sums` takes the (weighted) sum of squares of the difference for each band of rows. Of what is None the compiler
     drops the arithmetic.
     """
-    starts, items, _ = schedule
-    cells, fractions, whitening, extents, slopes = geometry
+    band_starts, items, _ = schedule
+    starts, edges = strips
+    cells, fractions, whitening = geometry
     planes, height, pitch = out.shape
-    for band in prange(len(starts) - 1):
+    for band in prange(len(band_starts) - 1):
         band_start, band_end = band * BAND_ROWS, min(height, (band + 1) * BAND_ROWS)
         out[:, band_start:band_end] = np.float32(0.0)
-        for j in range(starts[band], starts[band + 1]):
+        for j in range(band_starts[band], band_starts[band + 1]):
             i = items[j]
-            first, strips = _columns(cells[i, 1], fractions[i, 1], extents[i, 1])
-            for strip in range(strips):
-                x = first + strip * LANES
-                if x <= -LANES or x >= pitch - 2 * LANES:
-                    continue
-                y, end = _rows(x, cells[i], fractions[i], extents[i], slopes[i], band_start, band_end)
+            for strip in range(starts[i], starts[i + 1]):
+                x, y, end = edges[strip, 0], max(edges[strip, 1], band_start), min(edges[strip, 2], band_end)
                 if y < end:
                     dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
                     dy = np.float32(0.5) - fractions[i, 0]
@@ -179,35 +198,31 @@ def _draw(bands, out, sums, schedule, geometry, colors, tangents, target, weight
 
 
 @_jit_parallel
-def _gather(bands, moments, cotangent, schedule, geometry, colors):  # type: ignore[no-untyped-def]
+def _gather(bands, moments, cotangent, schedule, strips, geometry, colors):  # type: ignore[no-untyped-def]
     """Fill `moments` ``(N, 5 + C)``: for each Gaussian the sums over its footprint that give every gradient.
 
     They are those of `gather_strip`. Lanes add up in float32 over some rows, and from there on in float64.
     """
     _, _, order = schedule
-    cells, fractions, whitening, extents, slopes = geometry
+    starts, edges = strips
+    cells, fractions, whitening = geometry
     _, height, pitch = cotangent.shape
     n, kinds = moments.shape
     for task in prange((n + _GAUSSIANS_A_TASK - 1) // _GAUSSIANS_A_TASK):
         sums = np.zeros((kinds, LANES), np.float32)
         for j in range(task * _GAUSSIANS_A_TASK, min(n, (task + 1) * _GAUSSIANS_A_TASK)):
             i = order[j]
-            first, strips = _columns(cells[i, 1], fractions[i, 1], extents[i, 1])
             moments[i] = 0.0
             rows = 0
-            for strip in range(strips):
-                x = first + strip * LANES
-                if x <= -LANES or x >= pitch - 2 * LANES:
-                    continue
-                y, end = _rows(x, cells[i], fractions[i], extents[i], slopes[i], 0, height)
-                if y < end:
-                    dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
-                    dy = np.float32(0.5) - fractions[i, 0]
-                    at, plane = y * pitch + x + LANES, height * pitch
-                    gather_strip(
-                        bands, sums, cotangent, at, pitch, plane, end - y, y - cells[i, 0], dy, dx, i, whitening, colors
-                    )
-                    rows += end - y
+            for strip in range(starts[i], starts[i + 1]):
+                x, y, end = edges[strip, 0], edges[strip, 1], edges[strip, 2]
+                dx = np.float32(x - cells[i, 1]) + (np.float32(0.5) - fractions[i, 1])
+                dy = np.float32(0.5) - fractions[i, 0]
+                at, plane = y * pitch + x + LANES, height * pitch
+                gather_strip(
+                    bands, sums, cotangent, at, pitch, plane, end - y, y - cells[i, 0], dy, dx, i, whitening, colors
+                )
+                rows += end - y
                 if rows >= _ROWS_A_SUM:
                     rows = 0
                     for k in range(kinds):
@@ -240,6 +255,8 @@ class Operators:
         Px.
     schedule
         In which order to draw and gather them.
+    strips
+        Where each one's strips are.
     """
 
     packed: PackedGaussians
@@ -247,6 +264,7 @@ class Operators:
     count: int
     region: Region
     schedule: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    strips: tuple[NDArray[np.int64], NDArray[np.int32]]
 
     def render(self, *, colors: Floats | None = None) -> Floats:
         """Return the image; with `colors` ``(N, C)``, as if the Gaussians had those."""
@@ -322,7 +340,7 @@ class Operators:
         for group in _groups(bands):
             colors = np.ascontiguousarray(self.packed.colors[:, group])
             part = np.empty((len(moments), GEOMETRY_PARAMETERS + colors.shape[1]))
-            _gather((0,) * colors.shape[1], part, planes[group], self.schedule, self._geometry, colors)
+            _gather((0,) * colors.shape[1], part, planes[group], self.schedule, self.strips, self._geometry, colors)
             moments[:, :GEOMETRY_PARAMETERS] += part[:, :GEOMETRY_PARAMETERS]
             moments[:, GEOMETRY_PARAMETERS:][:, group] = part[:, GEOMETRY_PARAMETERS:]
         moments *= _unit_factors(bands)
@@ -352,7 +370,7 @@ class Operators:
     @property
     def _geometry(self) -> tuple[NDArray[Any], ...]:
         packed = self.packed
-        return packed.cells, packed.fractions, packed.whitening, packed.extents, packed.slopes
+        return packed.cells, packed.fractions, packed.whitening
 
     def _draw(
         self, planes: Floats, colors: Floats, tangents: Floats | None, target: Floats | None, weight: Floats | None
@@ -366,7 +384,7 @@ class Operators:
                 changes = np.concatenate([geometry, color], axis=1)
             seen = np.ascontiguousarray(colors[:, group])
             goal = None if target is None else target[group]
-            _draw((0,) * len(part), part, sums, self.schedule, self._geometry, seen, changes, goal, weight)
+            _draw((0,) * len(part), part, sums, self.schedule, self.strips, self._geometry, seen, changes, goal, weight)
             total += float(sums.sum())
         return total
 
@@ -387,12 +405,14 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
     packed = pack(sets, region, scale=scale)
     scales = np.concatenate([one.scales for one in sets]).astype(np.float64)[packed.index]
     first, second = scales.T
+    cells, fractions, extents = packed.cells, packed.fractions, packed.extents
     return Operators(
         packed=packed,
         shapes=np.stack([first, second, first / second - second / first], axis=1),
         count=sum(len(one) for one in sets),
         region=region,
-        schedule=_schedule(packed.cells, packed.fractions, packed.extents, packed.blocks, region.height),
+        schedule=_schedule(cells, fractions, extents, packed.blocks, region.height),
+        strips=_strips(cells, fractions, extents, packed.slopes, region.height, region.width),
     )
 
 

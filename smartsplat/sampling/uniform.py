@@ -130,5 +130,5 @@ def _distances(means: Floats, others: Floats) -> NDArray[np.float64]:
 def _nearest_distances(means: NDArray[np.float64], others: NDArray[np.float64], *, count: int) -> NDArray[np.float64]:
     from scipy.spatial import KDTree  # loading it takes longer than loading this package
 
-    distances, _ = KDTree(others).query(means, k=list(range(1, count + 1)))
-    return np.asarray(distances)
+    distances, _ = KDTree(others).query(means, k=count)
+    return np.reshape(distances, (len(means), count))

@@ -48,7 +48,13 @@ def test_a_coarse_fit_moves_large_gaussians_alone_and_none_out_of_its_tile(
 ):
     source = write_tiff(tmp_path / "a.tif", photo("flower", 190, width))
     fit = FitConfig(
-        color_sweeps=0, stages=0, replacements=0, coarse_factors=(factor,), coarse_pairs=12, final_pairs=(1,)
+        color_sweeps=0,
+        stages=0,
+        replacements=0,
+        coarse_factors=(factor,),
+        coarse_pairs=12,
+        final_pairs=(1,),
+        ssim_pairs=0,
     )
     config = SceneConfig(count=count, tile=tile, halo=halo, fit=fit)
     run_until("sweep 2: 1 pairs, phase 1", source, tmp_path / "a.zarr", config)

@@ -30,6 +30,8 @@ configs = st.builds(
         stage_factor=st.sampled_from(LEVEL_FACTORS),
         coarse_factors=st.lists(st.sampled_from(LEVEL_FACTORS), max_size=3),
         final_pairs=st.lists(st.integers(1, 99), max_size=3),
+        ssim_pairs=st.integers(0, 99),
+        ssim_gain=st.floats(0, 99),
         relative_rates=st.booleans(),
         mean_rate=rates,
         min_scale=rates,

@@ -30,6 +30,8 @@ configs = st.builds(
     coarse_factors=st.lists(levels, max_size=3).map(tuple),
     coarse_pairs=st.integers(0, 20),
     final_pairs=st.lists(st.integers(1, 90), max_size=3).map(tuple),
+    ssim_pairs=st.integers(0, 20),
+    ssim_gain=st.floats(0, 9),
     adam_steps=st.integers(0, 40),
 )
 NOTHING = {"color_sweeps": 0, "stages": 0, "replacements": 0, "final_pairs": (), "adam_steps": 0, "coarse_factors": ()}
@@ -157,6 +159,16 @@ def test_after_the_last_insertion_all_gaussians_are_refined_on_the_image_itself(
     assert [each.pairs for each in final if each.pairs] == list(config.final_pairs)
 
 
+@given(configs, counts, base_scales)
+@few
+def test_similarity_is_raised_in_the_last_sweep_of_levenberg_marquardt_alone(config, count, base_scale):
+    passes = fits(schedule(config, count=count, base_scale=base_scale))
+    similar = [index for index, each in enumerate(passes) if each.ssim_pairs]
+    last = [index for index, each in enumerate(passes) if each.pairs and not each.least_scale][-1:]
+    assert similar == (last if config.final_pairs and config.ssim_pairs else [])
+    assert all(passes[index].ssim_gain == config.ssim_gain for index in similar)
+
+
 # ---- at which level ----
 
 
@@ -242,7 +254,8 @@ def test_each_pass_says_what_it_does(config, count, base_scale):
         if isinstance(each, InsertPass):
             assert str(each.count) in text
         else:
-            assert ("colors" in text) == (each.pairs == 0 and each.adam_steps == 0)
-            assert (f"{each.pairs} pairs" in text) == (each.pairs > 0)
+            pairs = each.pairs + each.ssim_pairs
+            assert ("colors" in text) == (pairs == 0 and each.adam_steps == 0)
+            assert (f"{pairs} pairs" in text) == (pairs > 0)
             assert (f"{each.adam_steps} Adam steps" in text) == (each.adam_steps > 0)
             assert (f"1/{each.factor}" in text) == (each.factor > 1)

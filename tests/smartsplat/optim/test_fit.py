@@ -138,7 +138,10 @@ tiles = st.builds(TileId, st.integers(0, GRID.rows - 1), st.integers(0, GRID.col
 pictures = st.sampled_from(["noise", "flat", "black", "saturated", "one band"])
 data_kinds = st.sampled_from(["all", "holes", "no data"])
 families = st.sampled_from(["ordinary", "tiny", "huge", "needles", "mixed"])
-square_works = st.sampled_from([FitPass(color_iterations=4), FitPass(pairs=1), FitPass(pairs=9, damping=0.05), BOTH])
+SIMILAR = FitPass(pairs=6, ssim_pairs=6, ssim_gain=2.0)
+square_works = st.sampled_from(
+    [FitPass(color_iterations=4), FitPass(pairs=1), FitPass(pairs=9, damping=0.05), BOTH, SIMILAR]
+)
 
 
 @given(
@@ -415,6 +418,57 @@ def test_adam_goes_on_where_the_others_end(gaussians_of):
     alone, _ = fit(target, own, work=FitPass(adam_steps=20))
     assert mixed_loss_of(target, both) < mixed_loss_of(target, first)
     assert mixed_loss_of(target, both) < mixed_loss_of(target, alone) < mixed_loss_of(target, own)
+
+
+# ---- similarity ----
+
+
+def similarity_of(target, *sets):
+    """Return SSIM, pixels without data black."""
+    black = replace(target, pixels=(target.pixels * known(target)[..., None]).astype(np.float32))
+    return 1 - mixed_loss_of(black, *sets, share=1.0)
+
+
+@given(seeds, tiles, st.sampled_from(["noise", "saturated"]), st.sampled_from(["all", "holes"]), st.floats(0.1, 20))
+@few
+def test_similarity_rises_by_what_its_price_in_error_is_worth(gaussians_of, seed, tile, picture, data, gain):
+    rng = np.random.default_rng(seed)
+    target = target_at(tile, image_like(picture, 3, rng), weight_like(data, rng))
+    own = own_of(gaussians_of, seed, target.core, 15, family="ordinary")
+    plain, before = fit(target, own, work=FitPass(pairs=8))
+    similar, after = fit(target, own, work=FitPass(pairs=8, ssim_pairs=8, ssim_gain=gain))
+    assert after.loss_after <= after.loss_before
+    assert_within_bounds(similar, target.core)
+    # 1e-4: float32 statistics of windows, added up over the image.
+    risen = similarity_of(target, similar) - similarity_of(target, plain)
+    assert math.log(after.loss_after / before.loss_after) <= gain * risen + 1e-4
+
+
+def test_similarity_really_rises_and_more_if_it_is_worth_more(gaussians_of):
+    target = target_at(TileId(0, 0), image_like("noise", 3, np.random.default_rng(3)))
+    own = own_of(gaussians_of, 3, target.core, 30, family="ordinary")
+    similarities = [
+        similarity_of(target, fit(target, own, work=FitPass(pairs=20, ssim_pairs=20, ssim_gain=gain))[0])
+        for gain in (0.0, 0.5, 2.0)
+    ]
+    assert similarities == sorted(similarities)
+    assert similarities[2] > similarities[0] + 0.01
+
+
+@pytest.mark.parametrize("work", [FitPass(pairs=20, ssim_pairs=20, ssim_gain=4.0), FitPass(adam_steps=30)])
+def test_similarity_is_that_of_the_whole_image_neighbors_included(gaussians_of, work):
+    # A neighbour that paints texture over the tile: the difference that is left to fit looks nothing like the image.
+    tile, other = TileId(0, 0), TileId(0, 1)
+    rng = np.random.default_rng(5)
+    target = target_at(tile, image_like("noise", 1, rng))
+    own = own_of(gaussians_of, 5, target.core, 25, family="ordinary", bands=1)
+    over = replace(
+        gaussians_of(6, 40, bands=1, shape=GRID.core(tile).shape, family="ordinary"), origin=GRID.core(other).origin
+    )
+    over = replace(over, means=over.means - (0, GRID.core(other).x0 - 4))
+    start, _ = fit(target, own, frozen=[over], work=FitPass(color_iterations=10))
+    fitted, _ = fit(target, start, frozen=[over], work=work, config=replace(CONFIG, ssim_share=1.0))
+    assert similarity_of(target, fitted, over) > similarity_of(target, start, over) + 0.02
 
 
 # ---- the report ----
