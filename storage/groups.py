@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,23 @@ def create_array(group: zarr.Group, name: str, **settings: Any) -> zarr.Array:
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array:
     """Return an existing array; raise `StoreError` if it is missing or its metadata is damaged."""
+    assert isinstance(group.store, LocalStore)
+    where = folder_of(group, name)
     try:
-        array = group[name]
+        found = (where / "zarr.json").stat()
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        return _opened(group.store.root, f"{group.path}/{name}".strip("/"), group.store.read_only, stamp)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{where}: array missing or damaged (it has no zarr.json)") from error
     except (ValueError, KeyError, TypeError, BaseZarrError) as error:
-        where = f"{group.store_path}/{name}".removeprefix("file://")
         raise StoreError(f"{where}: array missing or damaged ({' '.join(str(error).split())})") from error
-    if not isinstance(array, zarr.Array):
-        raise StoreError(f"{group.store_path}/{name}: a group where an array should be")
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(root: Path, path: str, read_only: bool, stamp: tuple[int, int, int]) -> zarr.Array:  # noqa: ARG001
+    """Return the array whose metadata file has this stamp: a worker opens the same few arrays for every job."""
+    store = LocalStore(root, read_only=read_only)
+    array = zarr.open_array(store, path=path, mode="r" if read_only else "r+", zarr_format=3)
     # Zarr keeps this setting with the object, not in the store.
     return array.with_config(_CONFIG)
 
