@@ -177,6 +177,7 @@ class Scene:
         self.manifest = manifest
         self._group = group
         self._arrays: dict[str, zarr.Array] = {}
+        self._work: dict[bool, zarr.Group] = {}
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> Scene:
@@ -243,22 +244,25 @@ class Scene:
 
     def work(self, *, writable: bool = False) -> zarr.Group:
         """Return the group of working data."""
-        return open_group(self.path / _WORK, writable=writable)
+        if writable not in self._work:
+            self._work[writable] = open_group(self.path / _WORK, writable=writable)
+        return self._work[writable]
 
     def failures(self) -> dict[str, dict[str, str]]:
         """Return which jobs failed in the latest run of each unfinished stage, and why."""
-        return cast("dict[str, dict[str, str]]", self.work().attrs.get("failures", {}))
+        return cast("dict[str, dict[str, str]]", open_group(self.path / _WORK).attrs.get("failures", {}))
 
     def record_failures(self, stage: str, failures: dict[str, str]) -> None:
         """Keep which jobs of `stage` failed and why; none forgets those of an earlier run."""
-        kept = {name: jobs for name, jobs in self.failures().items() if name != stage}
-        found = kept | ({stage: failures} if failures else {})
-        if found != self.failures():
+        before = self.failures()
+        found = {name: jobs for name, jobs in before.items() if name != stage} | ({stage: failures} if failures else {})
+        if found != before:
             with disk_errors(self.path):
-                self.work(writable=True).attrs["failures"] = cast("Any", found)
+                open_group(self.path / _WORK, writable=True).attrs["failures"] = cast("Any", found)
 
     def discard_work(self) -> None:
         """Delete the working data."""
+        self._work.clear()
         shutil.rmtree(self.path / _WORK, ignore_errors=True)
 
     # --- tiles --------------------------------------------------------------------------------------------------
