@@ -34,7 +34,8 @@ EVERY_PASS = FitConfig(
     replacements=0,
     coarse_factors=(4,),
     coarse_pairs=2,
-    final_pairs=(4,),
+    final_pairs=(2,),
+    ssim_pairs=2,
 )
 
 
