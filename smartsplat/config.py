@@ -93,7 +93,7 @@ class FitConfig:
     color_sweeps: int = 2
     color_iterations: int = 5
     stages: int = 10
-    stage_pairs: int = 25
+    stage_pairs: int = 20
     stage_factor: int = 2
     insert_scale: float = 0.8
     replacements: int = 2

@@ -103,7 +103,7 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
     >>> config = FitConfig(start_fraction=0.2, color_sweeps=1, stages=2, replacements=0)
     >>> [str(each) for each in schedule(config, count=1000, base_scale=2.0)]
     ... # doctest: +NORMALIZE_WHITESPACE
-    ['colors at 1/2', '25 pairs at 1/2', 'insert, 600 Gaussians', '25 pairs at 1/2', 'insert, 1000 Gaussians',
+    ['colors at 1/2', '20 pairs at 1/2', 'insert, 600 Gaussians', '20 pairs at 1/2', 'insert, 1000 Gaussians',
      '60 pairs']
     """
     now = start_count(config, count)
