@@ -122,9 +122,10 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
     blocks = block_grid(grid, work.factor)
     wanted = blocks.of_color(color)
     missing = [block for block in blocks_missing(grid, blocks, done) if block.color == color]
-    # The longest jobs first, so that towards the end no worker waits for another's.
-    sizes = SweepState.open(run.scene.work(), sweep - 1, grid=grid).reports.read_all()[..., 0]
-    missing.sort(key=lambda block: -sizes[bounding_box(grid.within(blocks.core(block)))].sum())
+    if len(missing) > 1:
+        # The longest jobs first, so that towards the end no worker waits for another's.
+        sizes = SweepState.open(run.scene.work(), sweep - 1, grid=grid).reports.read_all()[..., 0]
+        missing.sort(key=lambda block: -sizes[bounding_box(grid.within(blocks.core(block)))].sum())
     run.run_stage(
         name,
         fit_one,
