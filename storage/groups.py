@@ -15,6 +15,7 @@ from zarr.errors import BaseZarrError
 from zarr.storage import LocalStore
 
 from smartsplat.errors import StorageFullError, StoreError
+from storage.reading import read_by_zarrs
 
 CHECKED = (ZstdCodec(level=1), Crc32cCodec())
 """Compression of working data: fast, and a flipped bit is noticed."""
@@ -72,14 +73,20 @@ def create_array(group: zarr.Group, name: str, **settings: Any) -> zarr.Array:
         return group.create_array(name, chunk_key_encoding=_FLAT_KEYS, config=_CONFIG, **settings)
 
 
-def open_array(group: zarr.Group, name: str) -> zarr.Array:
-    """Return an existing array; raise `StoreError` if it is missing or its metadata is damaged."""
+def open_array(group: zarr.Group, name: str, *, working: bool = False) -> zarr.Array:
+    """Return an existing array; raise `StoreError` if it is missing or its metadata is damaged.
+
+    Parameters
+    ----------
+    working
+        Whether it is working data (see `storage.reading`).
+    """
     assert isinstance(group.store, LocalStore)
     where = folder_of(group, name)
     try:
         found = (where / "zarr.json").stat()
         stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-        return _opened(group.store.root, f"{group.path}/{name}".strip("/"), group.store.read_only, stamp)
+        return _opened(group.store.root, f"{group.path}/{name}".strip("/"), group.store.read_only, working, stamp)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{where}: array missing or damaged (it has no zarr.json)") from error
     except (ValueError, KeyError, TypeError, BaseZarrError) as error:
@@ -87,12 +94,15 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(root: Path, path: str, read_only: bool, stamp: tuple[int, int, int]) -> zarr.Array:  # noqa: ARG001
+def _opened(  # the stamp is there to be compared: # noqa: ARG001
+    root: Path, path: str, read_only: bool, working: bool, stamp: tuple[int, int, int]
+) -> zarr.Array:
     """Return the array whose metadata file has this stamp: a worker opens the same few arrays for every job."""
     store = LocalStore(root, read_only=read_only)
-    array = zarr.open_array(store, path=path, mode="r" if read_only else "r+", zarr_format=3)
-    # Zarr keeps this setting with the object, not in the store.
-    return array.with_config(_CONFIG)
+    with read_by_zarrs() if working else contextlib.nullcontext():
+        array = zarr.open_array(store, path=path, mode="r" if read_only else "r+", zarr_format=3)
+        # Zarr keeps this setting with the object, not in the store.
+        return array.with_config(_CONFIG)
 
 
 def has_array(group: zarr.Group, name: str) -> bool:

@@ -36,10 +36,10 @@ class Ledger:
     ) -> Ledger:
         """Return an empty ledger; with `chunk`, rows are written in blocks of that many jobs."""
         chunks = (*(chunk or (1,) * len(jobs)), fields)
-        array = create_array(
+        create_array(
             group, name, shape=(*jobs, fields), chunks=chunks, dtype="float64", fill_value=math.nan, compressors=CHECKED
         )
-        return cls(array)
+        return cls.open(group, name)
 
     @classmethod
     def open_or_create(
@@ -53,7 +53,7 @@ class Ledger:
     @classmethod
     def open(cls, group: zarr.Group, name: str) -> Ledger:
         """Return the ledger `name` of the group."""
-        return cls(open_array(group, name))
+        return cls(open_array(group, name, working=True))
 
     def write(self, index: tuple[int | slice, ...], values: NDArray[np.float64]) -> None:
         """Record the row, or the block of rows, at `index`: whole chunks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import zarr
@@ -26,6 +27,7 @@ _CHUNK = 256
 _STRIPS = "strips"
 _COARSE = tuple(factor for factor in LEVEL_FACTORS if factor > 1)
 _FIELDS = 2  # lowest and highest finite pixel
+_SHAPE = "shape"  # attribute: of the image, or of the level
 
 
 class PixelStore:
@@ -36,12 +38,13 @@ class PixelStore:
     group
         Holds ``pixels``, ``(H, W, C)`` in the image's own dtype; for each factor ``pixels-<factor>``, float32
         ``(ceil(H / factor), ceil(W / factor), C + 1)``, the averages over squares of that many px with data, and the
-        share of them that has any; and ``strips``, one row per strip, written once the strip is.
+        share of them that has any; and ``strips``, one row per strip, written once the strip is. The arrays are
+        filled up with zeros to whole chunks, so that only whole ones are read.
     """
 
     def __init__(self, group: zarr.Group) -> None:
         self._group = group
-        self._array = open_array(group, _name(1))
+        self._array = open_array(group, _name(1), working=True)
         self._strips = Ledger.open(group, _STRIPS)
         self._levels: dict[int, zarr.Array] = {}
 
@@ -64,7 +67,8 @@ class PixelStore:
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(H, W, C)``."""
-        height, width, bands = self._array.shape
+        shape: Any = self._array.attrs[_SHAPE]
+        height, width, bands = shape
         return height, width, bands
 
     @property
@@ -74,9 +78,7 @@ class PixelStore:
 
     def write_strip(self, index: int, pixels: NDArray) -> None:
         """Write strip `index`, ``(rows, W, C)``, then its row in the ledger."""
-        y0 = index * STRIP_HEIGHT
-        drop_chunk(self._array, index, 0, 0)
-        self._array[y0 : y0 + len(pixels)] = pixels
+        _write(self._array, index, pixels)
         values, weight = pixels.astype(np.float32), pixel_weight(pixels)
         if weight is not None:
             values[weight == 0] = 0
@@ -85,8 +87,7 @@ class PixelStore:
             level = self._level(factor)
             values, weight = coarsen(values, weight, factor=factor // done)
             share = np.ones(values.shape[:2], np.float32) if weight is None else weight
-            drop_chunk(level, index, 0, 0)
-            level[y0 // factor : y0 // factor + len(values)] = np.concatenate([values, share[:, :, None]], axis=2)
+            _write(level, index, np.concatenate([values, share[:, :, None]], axis=2))
             done = factor
         finite = pixels if pixels.dtype.kind != "f" else pixels[np.isfinite(pixels)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
@@ -125,7 +126,7 @@ class PixelStore:
         StoreError
             If a strip is not there, or a stored chunk is damaged.
         """
-        return _read(self._array, region, strip=STRIP_HEIGHT)
+        return _read(self._array, region)
 
     def read_level(self, region: Region, factor: int) -> tuple[Floats, Floats | None]:
         """Return the averages of a region of a coarser level, and the share of each pixel that has data.
@@ -146,13 +147,13 @@ class PixelStore:
         StoreError
             As `read` does.
         """
-        stored = _read(self._level(factor), region, strip=STRIP_HEIGHT // factor)
+        stored = _read(self._level(factor), region)
         share = stored[:, :, -1]
         return stored[:, :, :-1], None if (share == 1).all() else share
 
     def _level(self, factor: int) -> zarr.Array:
         if factor not in self._levels:
-            self._levels[factor] = open_array(self._group, _name(factor))
+            self._levels[factor] = open_array(self._group, _name(factor), working=True)
         return self._levels[factor]
 
 
@@ -162,29 +163,47 @@ def _name(factor: int) -> str:
 
 def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype: str, strip: int) -> None:
     """Make an array of pixels with one shard for each strip."""
-    _, width, bands = shape
-    chunk = min(_CHUNK, strip)
+    height, width, bands = shape
+    whole = (-(-height // strip) * strip, -(-width // _CHUNK) * _CHUNK, bands)
     create_array(
         group,
         name,
-        shape=shape,
+        shape=whole,
         dtype=dtype,
-        chunks=(chunk, _CHUNK, bands),
-        shards=(strip, -(-width // _CHUNK) * _CHUNK, bands),
+        chunks=(strip, _CHUNK, bands),
+        shards=(strip, *whole[1:]),
         compressors=(BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"), Crc32cCodec()),
         fill_value=0,
+        attributes={_SHAPE: shape},
         overwrite=True,
     )
 
 
-def _read(array: zarr.Array, region: Region, *, strip: int) -> NDArray:
-    for index in range(region.y0 // strip, -(-region.y1 // strip)):
+def _write(array: zarr.Array, index: int, pixels: NDArray) -> None:
+    """Write strip `index` of an array, filled up to whole chunks."""
+    strip = array.chunks[0]
+    whole = np.zeros((strip, *array.shape[1:]), pixels.dtype)
+    whole[: pixels.shape[0], : pixels.shape[1]] = pixels
+    drop_chunk(array, index, 0, 0)
+    array[index * strip : (index + 1) * strip] = whole
+
+
+def _read(array: zarr.Array, region: Region) -> NDArray:
+    strip, column, _ = array.chunks
+    rows, columns = _whole(region.y0, region.y1, strip), _whole(region.x0, region.x1, column)
+    for index in range(rows.start // strip, rows.stop // strip):
         if not _is_stored(array, index):
             raise StoreError(f"{array.store_path}: staged pixels of strip {index} are missing")
     try:
-        return np.asarray(array[region.slices])
+        whole = np.asarray(array[rows, columns])
     except ValueError as error:
         raise StoreError(f"{array.store_path}: staged pixels of {region} are damaged ({error})") from error
+    return whole[region.slices_within(Region(y0=rows.start, y1=rows.stop, x0=columns.start, x1=columns.stop))]
+
+
+def _whole(start: int, stop: int, chunk: int) -> slice:
+    """Return the whole chunks that a range meets."""
+    return slice(start // chunk * chunk, -(-stop // chunk) * chunk)
 
 
 def _is_stored(array: zarr.Array, index: int) -> bool:

@@ -73,11 +73,12 @@ class SweepState:
         # What a kill may have left of it must not be taken for reports of this state.
         shutil.rmtree(folder_of(group, f"{name}-reports"), ignore_errors=True)
         parameters = GEOMETRY_PARAMETERS + bands
+        chunk = min(max(1, capacity), _ROWS_A_CHUNK)
         create_array(
             group,
             name,
-            shape=(*grid.shape, max(1, capacity), parameters),
-            chunks=(1, 1, min(max(1, capacity), _ROWS_A_CHUNK), parameters),
+            shape=(*grid.shape, max(1, -(-capacity // chunk)) * chunk, parameters),
+            chunks=(1, 1, chunk, parameters),
             dtype="float32",
             fill_value=math.nan,
             compressors=CHECKED,
@@ -90,7 +91,7 @@ class SweepState:
     def open(cls, group: zarr.Group, sweep: int, *, grid: TileGrid, kind: str = STATE) -> SweepState:
         """Return the existing state of `sweep`."""
         name = f"{kind}-{sweep}"
-        return cls(grid=grid, name=name, rows=open_array(group, name), reports=Ledger.open(group, f"{name}-reports"))
+        return cls(grid=grid, name=name, rows=open_array(group, name, working=True), reports=Ledger.open(group, f"{name}-reports"))
 
     def write(self, tile: TileId, gaussians: Gaussians, report: NDArray[np.float64]) -> None:
         """Store a tile's Gaussians, then its report."""
@@ -112,7 +113,7 @@ class SweepState:
     def _stored_rows(self, count: int) -> int:
         """Return how many rows the chunks hold that `count` Gaussians take."""
         chunk = self.rows.chunks[2]
-        return min(max(1, -(-count // chunk)) * chunk, self.rows.shape[2])
+        return max(1, -(-count // chunk)) * chunk
 
     def recheck(self) -> int:
         """Strike out finished tiles that do not read back; return how many."""

@@ -24,6 +24,8 @@ from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render import operators
 
+import os
+INNER = float(os.environ.get("INNER", "1"))
 LEAST_DAMPING = 0.1
 _MOST_DAMPING = 1e4
 _ON_SUCCESS, _ON_FAILURE = 0.4, 4.0
@@ -118,7 +120,7 @@ def levenberg_marquardt(
     spent, step = 0, 0
     while spent < pairs and losses[-1] > 0 and (gradient != 0).any():
         iterations = min(inner_iterations(step), max(1, pairs - spent - 1))
-        system = _System(at=at, own=own, damping=damping, weight=weight, change=change)
+        system = _System(at=at.narrowed(INNER), own=own, damping=damping, weight=weight, change=change)
         moved = _moved(own, _solve(system, gradient, iterations), bounds)
         spent, step = spent + iterations + 1, step + 1
         at_moved = operators(moved, region, engine=engine)
