@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from smartsplat.gaussians import Floats
 
+_ROWS_AT_ONCE = 8  # what lies between is exact and large: a few rows of it stay in the cache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
@@ -39,8 +40,16 @@ class Normalization:
 
     def to_values(self, pixels: NDArray) -> Floats:
         """Return `pixels` in the unit range, float32; those that are not finite become 0."""
-        values = ((pixels.astype(np.float64) - self.offset) / self.span).astype(np.float32)
-        return np.where(np.isfinite(values), values, np.float32(0)) if pixels.dtype.kind == "f" else values
+        values = np.empty(pixels.shape, np.float32)
+        for start in range(0, len(pixels), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            exact = pixels[rows].astype(np.float64)
+            exact -= self.offset
+            exact /= self.span
+            values[rows] = exact
+        if pixels.dtype.kind == "f":
+            values[~np.isfinite(values)] = 0
+        return values
 
     def to_pixels(self, values: NDArray[np.floating], dtype: np.dtype) -> NDArray:
         """Return `values` as pixels of `dtype`: rounded and clipped if it is an integer type."""

@@ -4,6 +4,9 @@ A step solves ``(J^T W J + damping D) x = -J^T W r`` for the change ``x`` of the
 `smartsplat.render.cpu.Operators`), where ``J`` is the image's derivative, ``W`` the pixel weights, ``r`` the residual
 and ``D`` the diagonal of ``J^T J``. One product with the matrix is one `draw_change` and one `gather`: a *pair*.
 
+The products see footprints cut at three quarters of their radius. That leaves out 5 % of ``J^T J`` in the stretches and
+less elsewhere, and a quarter of the work; loss and gradient are exact, so that what is reached is not another optimum.
+
 For one Gaussian alone on an endless grid, ``J^T J`` is known in closed form from ``A = pi s1 s2`` (the integral of
 ``g^2``) and its color ``c``: colors ``A``; moves ``A |c|^2 / 2``; stretches ``3/4 A |c|^2``; shear, and between the two
 stretches, ``A |c|^2 / 4``; color to stretch ``c A / 2``; nothing else. That block, damped, is the preconditioner: its
@@ -24,11 +27,11 @@ from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render import operators
 
-import os
-INNER = float(os.environ.get("INNER", "1"))
 LEAST_DAMPING = 0.1
 _MOST_DAMPING = 1e4
 _ON_SUCCESS, _ON_FAILURE = 0.4, 4.0
+_ITERATIONS = (1, 1, 2, 3, 5, 8, 10)
+_RADIUS_SHARE = 0.75
 
 _LONGEST_MOVE, _LONGEST_STRETCH = 1.0, 0.5  # of a step, whitened
 _LEAST_COLOR = 0.02  # norm a color is taken for at least: a black Gaussian's shape has no derivative
@@ -78,7 +81,7 @@ class Fitted:
 
 def inner_iterations(step: int) -> int:
     """Return the conjugate-gradient iterations of outer step `step`, from 0: few while the model is far off."""
-    return 3 if step < 4 else 6 if step < 8 else 10
+    return _ITERATIONS[min(step, len(_ITERATIONS) - 1)]
 
 
 def levenberg_marquardt(
@@ -120,7 +123,7 @@ def levenberg_marquardt(
     spent, step = 0, 0
     while spent < pairs and losses[-1] > 0 and (gradient != 0).any():
         iterations = min(inner_iterations(step), max(1, pairs - spent - 1))
-        system = _System(at=at.narrowed(INNER), own=own, damping=damping, weight=weight, change=change)
+        system = _System(at=at.narrowed(_RADIUS_SHARE), own=own, damping=damping, weight=weight, change=change)
         moved = _moved(own, _solve(system, gradient, iterations), bounds)
         spent, step = spent + iterations + 1, step + 1
         at_moved = operators(moved, region, engine=engine)
