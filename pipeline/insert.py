@@ -1,12 +1,12 @@
 """Add Gaussians where the scene needs them most, whichever tile that is in.
 
-Every tile proposes its candidates and says how many it has of each score; from the merged counts follows how many each
-tile adds, so that together they are the best of the whole scene. The total is exact, on any executor.
+The fits before left each tile's candidates, and how many it has of each score (`pipeline.propose`); from the merged
+counts follows how many each tile adds, so that together they are the best of the whole scene. The total is exact, on
+any executor.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -17,30 +17,25 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.optimize import begin_sweep, blocks_missing, is_over, stage_name, tiles_around
-from pipeline.run import Run, TileJob, read_target, tile_job
+from pipeline.optimize import begin_sweep, blocks_missing, is_over, stage_name
+from pipeline.propose import count_row
+from pipeline.run import Run, TileJob, tile_job
 from smartsplat.errors import StoreError
 from smartsplat.gaussians import Gaussians, concatenate
 from smartsplat.geometry import Region, TileGrid, TileId, block_grid
 from smartsplat.optim.insertion import (
     SCORE_BINS,
-    find_candidates,
     least_effect,
-    score_histogram,
     share_top,
     spread_evenly,
 )
-from smartsplat.optim.levels import from_level, level_region
-from smartsplat.render import render
 from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
 from storage.ledger import Ledger
-from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, bounding_box, latest_sweep, scores_name
+from storage.state import CANDIDATES, SweepState, latest_sweep, scores_name
 
-_TILES_A_SIDE = 4  # of the second part's blocks: its jobs are short
-_CONTEXT_SCALES = 6  # how far the smoothing of the residual, and the search for its peaks, look
+_TILES_A_SIDE = 4  # of a job's block: there is little to do for a tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +65,13 @@ class InsertJob:
     work
         What to do.
     shares
-        Of each of its tiles (in the second part).
+        Of each of its tiles.
     """
 
     tile: TileJob
     sweep: int
     work: InsertPass
-    shares: tuple[Share, ...] = ()
+    shares: tuple[Share, ...]
 
     def __str__(self) -> str:
         return f"block {self.tile.tile}"
@@ -89,23 +84,9 @@ def insert(run: Run, sweep: int, work: InsertPass) -> None:
     group, grid, name = run.scene.work(writable=True), run.scene.grid, stage_name(sweep, run.plan.passes)
     if latest_sweep(group) == sweep and SweepState.open(group, sweep, grid=grid).reports.done().all():
         return  # what it was made from may be damaged by now: it is not needed any more
-    with disk_errors(run.scene.path):
-        capacity = max(most_candidates(grid.core(tile), work) for tile in grid)
-        proposed = SweepState.open_or_create(
-            group, sweep, grid=grid, capacity=capacity, bands=run.scene.bands, kind=CANDIDATES
-        )
-        Ledger.open_or_create(group, scores_name(sweep), jobs=grid.shape, fields=2 * SCORE_BINS)
-    done = proposed.reports.done()
-    blocks = block_grid(grid, work.factor)
-    missing = blocks_missing(grid, blocks, done)
-    run.run_stage(
-        f"{name}: propose",
-        propose_one,
-        [InsertJob(tile=tile_job(run, block), sweep=sweep, work=work) for block in missing],
-        done=len(blocks) - len(missing),
-    )
     shares = _shared_out(run, sweep, work)
-    state = begin_sweep(run, sweep, capacity=max(share.count for share in shares.values()))
+    # What the candidates were made from is kept until they have been used.
+    state = begin_sweep(run, sweep, capacity=max(share.count for share in shares.values()), kept=2)
     blocks = block_grid(grid, _TILES_A_SIDE)
     missing = blocks_missing(grid, blocks, state.reports.done())
     jobs = [
@@ -118,59 +99,6 @@ def insert(run: Run, sweep: int, work: InsertPass) -> None:
         for block in missing
     ]
     run.run_stage(name, insert_one, jobs, done=len(blocks) - len(jobs))
-
-
-def most_candidates(core: Region, work: InsertPass) -> int:
-    """Return more than the most candidates that a tile can have: peaks are further apart than the search reaches."""
-    level = level_region(core, work.factor)
-    apart = int(2 * work.scale / work.factor) + 1
-    return (math.ceil(level.height / apart) + 1) * (math.ceil(level.width / apart) + 1)
-
-
-def propose_one(job: InsertJob) -> None:
-    """Find the candidates of one block of tiles; runs in a worker."""
-    scene, work = Scene.open(Path(job.tile.path), writable=True), job.work
-    group, grid = scene.work(writable=True), scene.grid
-    core = block_grid(grid, work.factor).core(job.tile.tile)
-    padded = core.expand(math.ceil(_CONTEXT_SCALES * work.scale)).intersect(grid.bounds)
-    target = read_target(PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=work.factor)
-    state = SweepState.open(group, job.sweep - 1, grid=grid)
-    tiles = grid.within(core)
-    everything = state.read_all([*tiles, *tiles_around(grid, core=core, padded=padded)])
-    sets = [one for one in everything if len(one)]
-    residual = target.pixels
-    if sets:
-        residual = residual - render(sets, target.padded, scale=1 / work.factor, engine=job.tile.engine)
-    candidates = find_candidates(
-        residual, target.weight, core=target.core, padded=target.padded, scale=work.scale / work.factor
-    )
-    places = _tiles_of(candidates.gaussians, work.factor, grid)
-    proposed: list[Gaussians] = []
-    histograms: list[NDArray[np.int64]] = []
-    for tile, own in zip(tiles, everything, strict=False):
-        mine = (places == (tile.row, tile.col)).all(axis=1)
-        found = from_level(
-            candidates.gaussians.select(mine).select(slice(0, most_candidates(grid.core(tile), work))),
-            work.factor,
-            origin=grid.core(tile).origin,
-            min_scale=job.tile.plan.config.fit.min_scale,
-        )
-        scores = candidates.scores[mine][: len(found)]
-        proposed.append(_within(found, grid.core(tile)))
-        histograms.append(np.concatenate([score_histogram(scores), score_histogram(least_effect(own))]))
-    with disk_errors(scene.path):
-        box = bounding_box(tiles)
-        scores = np.reshape(histograms, (*(part.stop - part.start for part in box), -1)).astype(np.float64)
-        Ledger.open(group, scores_name(job.sweep)).write(box, scores)
-        SweepState.open(group, job.sweep, grid=grid, kind=CANDIDATES).write_all(
-            tiles, proposed, [_report_row(len(found)) for found in proposed]
-        )
-
-
-def _tiles_of(gaussians: Gaussians, factor: int, grid: TileGrid) -> NDArray[np.int64]:
-    """Return the tile (row, col) that each Gaussian of a level lies in; beyond the scene's edge, the last one."""
-    means = (gaussians.means.astype(np.float64) + gaussians.origin) * factor
-    return np.minimum(np.floor(means / grid.tile), np.subtract(grid.shape, 1)).astype(np.int64)
 
 
 def insert_one(job: InsertJob) -> None:
@@ -186,7 +114,7 @@ def insert_one(job: InsertJob) -> None:
     ]
     with disk_errors(scene.path):
         state = SweepState.open(group, job.sweep, grid=grid)
-        state.write_all(tiles, written, [_report_row(len(one)) for one in written])
+        state.write_all(tiles, written, [count_row(len(one)) for one in written])
 
 
 def _inserted(own: Gaussians, candidates: Gaussians, share: Share, *, core: Region, job: InsertJob) -> Gaussians:
@@ -232,15 +160,3 @@ def shared_by_area(grid: TileGrid, *, count: int) -> list[int]:
     ends = list(itertools.accumulate(grid.core(tile).height * grid.core(tile).width for tile in grid))
     shares = [0, *(end * count // ends[-1] for end in ends)]  # of Python's integers: the products may be large
     return [after - before for before, after in itertools.pairwise(shares)]
-
-
-def _within(gaussians: Gaussians, core: Region) -> Gaussians:
-    """Return the Gaussians with their means in the core: at its edge a coarse pixel's centre may lie outside."""
-    last = np.nextafter(np.array(core.shape, np.float32), np.float32(0))
-    return dataclasses.replace(gaussians, means=np.clip(gaussians.means, 0, last))
-
-
-def _report_row(count: int) -> NDArray[np.float64]:
-    row = np.zeros(len(REPORT_FIELDS))
-    row[REPORT_FIELDS.index("count")] = count
-    return row

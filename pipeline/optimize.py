@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.propose import begin_candidates, write_candidates
 from pipeline.rate import shape_steps
 from pipeline.run import Run, TileJob, read_target, tile_job
 from smartsplat.codec import Steps, requantized
@@ -48,12 +49,15 @@ class BlockJob:
         What to do in this sweep.
     steps
         If given, shapes are first quantised with these, and stay as they are then.
+    insertion
+        If the next pass is one: what it might add is to be found.
     """
 
     tile: TileJob
     sweep: int
     work: FitPass
     steps: Steps | None = None
+    insertion: InsertPass | None = None
 
     def __str__(self) -> str:
         return str(self.tile) if self.work.factor == 1 else f"block {self.tile.tile} at 1/{self.work.factor}"
@@ -73,7 +77,9 @@ def stage_name(sweep: int, passes: Sequence[FitPass | InsertPass]) -> str:
 def fit_phase(run: Run, sweep: int, work: FitPass, color: int) -> None:
     """Fit the blocks of one colour in one sweep, those that are not done yet."""
     name = f"{stage_name(sweep, run.plan.passes)}, phase {color + 1}"
-    _phase(run, name, sweep=sweep, color=color, work=work, steps=None)
+    following = run.plan.passes[sweep] if sweep < len(run.plan.passes) else None
+    insertion = following if isinstance(following, InsertPass) else None
+    _phase(run, name, sweep=sweep, color=color, work=work, insertion=insertion)
 
 
 def settle_phase(run: Run, color: int) -> None:
@@ -98,26 +104,39 @@ def is_over(run: Run, sweep: int) -> bool:
     return latest is not None and latest > sweep
 
 
-def begin_sweep(run: Run, sweep: int, *, capacity: int | None = None) -> SweepState:
+def begin_sweep(run: Run, sweep: int, *, capacity: int | None = None, kept: int = 1) -> SweepState:
     """Return the state of `sweep`, made on first use; what no job can need any more is deleted.
 
     Parameters
     ----------
     capacity
         Gaussians of the fullest tile; None = as in the sweep before.
+    kept
+        How many of the sweeps before may be needed.
     """
     work, grid = run.scene.work(writable=True), run.scene.grid
     with disk_errors(run.scene.path):
         if capacity is None:
             capacity = SweepState.open(work, sweep - 1, grid=grid).rows.shape[2]
         state = SweepState.open_or_create(work, sweep, grid=grid, capacity=capacity, bands=run.scene.bands)
-        forget_sweeps(work, before=sweep - 1)
+        forget_sweeps(work, before=sweep - kept)
     return state
 
 
-def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps: Steps | None) -> None:
+def _phase(
+    run: Run,
+    name: str,
+    *,
+    sweep: int,
+    color: int,
+    work: FitPass,
+    steps: Steps | None = None,
+    insertion: InsertPass | None = None,
+) -> None:
     if is_over(run, sweep):
         return
+    if insertion is not None:
+        begin_candidates(run, sweep + 1, insertion)
     done, grid = begin_sweep(run, sweep).reports.done(), run.scene.grid
     blocks = block_grid(grid, work.factor)
     wanted = blocks.of_color(color)
@@ -129,7 +148,10 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
     run.run_stage(
         name,
         fit_one,
-        [BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps) for block in missing],
+        [
+            BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps, insertion=insertion)
+            for block in missing
+        ],
         done=len(wanted) - len(missing),
         note=_psnr_note,
     )
@@ -156,20 +178,33 @@ def fit_one(job: BlockJob) -> FitReport:
         around[_sweep_seen(other, block, grid=grid, blocks=blocks, sweep=job.sweep)].append(other)
     before = states[job.sweep - 1].read_all([*tiles, *around[job.sweep - 1]])
     own, frozen = before[: len(tiles)], [*before[len(tiles) :], *states[job.sweep].read_all(around[job.sweep])]
-    fitted, report = fit_tiles(
+    config = job.tile.plan.config.fit
+    fitted = fit_tiles(
         target,
         own if job.steps is None else [requantized(one, job.steps) for one in own],
         cores=[grid.core(tile) for tile in tiles],
         frozen=[gaussians for gaussians in frozen if len(gaussians)],
         work=job.work,
-        config=job.tile.plan.config.fit,
+        config=config,
         max_scale=max_scale(grid.reach),
         engine=job.tile.engine,
     )
     with disk_errors(scene.path):
-        rows = [_row(report, gaussians, first=index == 0) for index, gaussians in enumerate(fitted)]
-        states[job.sweep].write_all(tiles, fitted, rows)
-    return report
+        if job.insertion is not None:
+            write_candidates(
+                group,
+                grid,
+                job.sweep + 1,
+                job.insertion,
+                tiles=tiles,
+                fitted=fitted.gaussians,
+                left_over=fitted.left_over(),
+                target=target,
+                min_scale=config.min_scale,
+            )
+        rows = [_row(fitted.report, one, first=index == 0) for index, one in enumerate(fitted.gaussians)]
+        states[job.sweep].write_all(tiles, fitted.gaussians, rows)
+    return fitted.report
 
 
 def tiles_around(grid: TileGrid, *, core: Region, padded: Region) -> list[TileId]:

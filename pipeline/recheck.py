@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from smartsplat.errors import StoreError
 from smartsplat.geometry import TileId
+from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors, has_array, sweep_partials
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, STATE, SweepState, forget_sweeps, latest_sweep, scores_name
+from storage.state import CANDIDATES, STATE, SweepState, forget, forget_sweeps, latest_sweep, scores_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +38,24 @@ def _strike_damaged(scene: Scene) -> int:
     struck = PixelStore.open(work).recheck() if has_array(work, "strips") else 0
     latest = latest_sweep(work)
     if latest is not None:
-        struck += _recheck_sweeps(scene, work, latest)
-        struck += sum(_recheck_candidates(scene, work, sweep) for sweep in (latest, latest + 1))
+        struck += _recheck_fit(scene, work, latest)
     if has_array(work, "encoded"):
         struck += _recheck_shards(scene, Ledger.open(work, "encoded"))
     return struck
 
 
-def _recheck_sweeps(scene: Scene, work: zarr.Group, latest: int) -> int:
+def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
     """Strike out damaged tiles of the latest sweep; begin the fit anew if those it is made from are damaged too."""
+    passes = scene.manifest.passes
+    insertions = {sweep for sweep, each in enumerate(passes, start=1) if isinstance(each, InsertPass)}
     state = SweepState.open(work, latest, grid=scene.grid)
-    struck = state.recheck()
+    if latest in insertions and (state.recheck() or not state.reports.done().all()):
+        # It is soon done again, and what left its candidates can be done again only if it is not there.
+        forget(work, STATE, latest)
+        latest -= 1
+        state = SweepState.open(work, latest, grid=scene.grid)
+    struck = _strike_without_candidates(work, latest + 1, state) if latest + 1 in insertions else 0
+    struck += state.recheck()
     if latest == 0 or state.reports.done().all():
         return struck
     if has_array(work, f"{STATE}-{latest - 1}-reports"):
@@ -55,23 +63,23 @@ def _recheck_sweeps(scene: Scene, work: zarr.Group, latest: int) -> int:
         if before.recheck() == 0 and before.reports.done().all():
             return struck
     logger.warning("%s: what sweep %d was made from is damaged: the fit begins anew", scene.path, latest)
-    forget_sweeps(work, before=latest + 1)
+    forget_sweeps(work, before=latest + 2)
     return struck + 1
 
 
-def _recheck_candidates(scene: Scene, work: zarr.Group, sweep: int) -> int:
-    """Strike out tiles whose candidates, or their scores, do not read back."""
-    if not has_array(work, f"{CANDIDATES}-{sweep}-reports"):
-        return 0
-    state = SweepState.open(work, sweep, grid=scene.grid, kind=CANDIDATES)
-    struck, done = state.recheck(), state.reports.done()
-    scored = np.zeros_like(done)
-    if has_array(work, scores_name(sweep)):
-        scored = Ledger.open(work, scores_name(sweep)).done()
-    for row, col in np.argwhere(done & ~scored).tolist():
+def _strike_without_candidates(work: zarr.Group, sweep: int, state: SweepState) -> int:
+    """Strike out of `state` the tiles whose candidates for sweep `sweep`, or their scores, do not read back."""
+    try:
+        candidates = SweepState.open(work, sweep, grid=state.grid, kind=CANDIDATES)
+        candidates.recheck()
+        found = candidates.reports.done() & Ledger.open(work, scores_name(sweep)).done()
+    except StoreError:
+        forget(work, CANDIDATES, sweep)
+        found = np.zeros(state.grid.shape, np.bool_)
+    lost = np.argwhere(state.reports.done() & ~found).tolist()
+    for row, col in lost:
         state.reports.strike((row, col))
-        struck += 1
-    return struck
+    return len(lost)
 
 
 def _recheck_shards(scene: Scene, ledger: Ledger) -> int:

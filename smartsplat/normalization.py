@@ -11,6 +11,7 @@ from smartsplat.gaussians import Floats
 
 _ROWS_AT_ONCE = 8  # what lies between is exact and large: a few rows of it stay in the cache
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
     """The map ``value = (pixel - offset) / span`` of a scene.

@@ -134,7 +134,13 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
         )
     if config.adam_steps:
         passes.append(FitPass(adam_steps=config.adam_steps))
-    return [each for each in passes if isinstance(each, InsertPass) or each.does_something]
+    # A visit that changes nothing may still be needed for what it leaves to an insertion.
+    needed = [isinstance(each, InsertPass) for each in passes[1:]] + [False]
+    return [
+        each
+        for each, before_insertion in zip(passes, needed, strict=True)
+        if isinstance(each, InsertPass) or each.does_something or before_insertion
+    ]
 
 
 def _stage_factor(config: FitConfig, base_scale: float) -> int:

@@ -94,8 +94,12 @@ def open_array(group: zarr.Group, name: str, *, working: bool = False) -> zarr.A
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(  # the stamp is there to be compared: # noqa: ARG001
-    root: Path, path: str, read_only: bool, working: bool, stamp: tuple[int, int, int]
+def _opened(
+    root: Path,
+    path: str,
+    read_only: bool,
+    working: bool,
+    stamp: tuple[int, int, int],  # noqa: ARG001
 ) -> zarr.Array:
     """Return the array whose metadata file has this stamp: a worker opens the same few arrays for every job."""
     store = LocalStore(root, read_only=read_only)

@@ -45,9 +45,7 @@ class WorkingPipeline(ZarrsCodecPipeline):
         (codec, *_), grid = metadata.codecs, metadata.chunk_grid
         sizes = codec.chunk_shape if isinstance(codec, ShardingCodec) else grid.chunk_shape
         parts = [part if isinstance(part, slice) else slice(part, part + 1) for part in selection]
-        return all(
-            part.start % size == 0 and part.stop % size == 0 for part, size in zip(parts, sizes, strict=True)
-        )
+        return all(part.start % size == 0 and part.stop % size == 0 for part, size in zip(parts, sizes, strict=True))
 
 
 register_pipeline(WorkingPipeline)

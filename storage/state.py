@@ -91,7 +91,12 @@ class SweepState:
     def open(cls, group: zarr.Group, sweep: int, *, grid: TileGrid, kind: str = STATE) -> SweepState:
         """Return the existing state of `sweep`."""
         name = f"{kind}-{sweep}"
-        return cls(grid=grid, name=name, rows=open_array(group, name, working=True), reports=Ledger.open(group, f"{name}-reports"))
+        return cls(
+            grid=grid,
+            name=name,
+            rows=open_array(group, name, working=True),
+            reports=Ledger.open(group, f"{name}-reports"),
+        )
 
     def write(self, tile: TileId, gaussians: Gaussians, report: NDArray[np.float64]) -> None:
         """Store a tile's Gaussians, then its report."""
@@ -194,11 +199,16 @@ def scores_name(sweep: int) -> str:
 
 def forget_sweeps(group: zarr.Group, *, before: int) -> None:
     """Delete all that is kept of sweeps lower than `before`."""
-    for (_, sweep), name in _kept(group):
+    for (kind, sweep), _ in _kept(group):
         if sweep < before:
-            # Reports first: without them the rest counts as not there.
-            for folder in (f"{name}-reports", f"{name}-scores", name):
-                shutil.rmtree(folder_of(group, folder), ignore_errors=True)
+            forget(group, kind, sweep)
+
+
+def forget(group: zarr.Group, kind: str, sweep: int) -> None:
+    """Delete what is kept of a sweep, its state or its candidates."""
+    # Reports first: without them the rest counts as not there.
+    for part in ("-reports", "-scores", ""):
+        shutil.rmtree(folder_of(group, f"{kind}-{sweep}{part}"), ignore_errors=True)
 
 
 def _kept(group: zarr.Group) -> list[tuple[tuple[str, int], str]]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from smartsplat.optim.fit import FitReport, Target, fit_tiles
+from smartsplat.optim.fit import FitReport, FittedTiles, Target, fit_tiles
 
-__all__ = ["FitReport", "Target", "fit_tiles"]
+__all__ = ["FitReport", "FittedTiles", "Target", "fit_tiles"]

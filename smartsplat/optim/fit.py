@@ -73,6 +73,32 @@ class Target:
     factor: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FittedTiles:
+    """Some tiles after a visit.
+
+    Parameters
+    ----------
+    gaussians
+        Of each tile.
+    report
+        What the visit did.
+    residual
+        Planes ``weight (image - target)`` over the padded region.
+    weight
+        A plane; None = all 1.
+    """
+
+    gaussians: list[Gaussians]
+    report: FitReport
+    residual: Floats
+    weight: Floats | None
+
+    def left_over(self) -> Floats:
+        """Return ``(h, w, C)`` target minus image, 0 where there is no data."""
+        return np.ascontiguousarray(-to_image(_over_weight(self.residual, self.weight)))
+
+
 def fit_tiles(
     target: Target,
     own: Sequence[Gaussians],
@@ -83,7 +109,7 @@ def fit_tiles(
     config: FitConfig,
     max_scale: float,
     engine: str = "auto",
-) -> tuple[list[Gaussians], FitReport]:
+) -> FittedTiles:
     """Return each set of `own` fitted to what `frozen` leaves of the target; never a worse fit than it was.
 
     Parameters
@@ -125,7 +151,8 @@ def fit_tiles(
     fitted = _split(
         done.gaussians, own, moving, target=target, cores=cores, min_scale=config.min_scale, max_scale=max_scale
     )
-    return fitted, _report(fitted, done, target=target)
+    report = _report(fitted, done, target=target)
+    return FittedTiles(gaussians=fitted, report=report, residual=done.residual, weight=problem.weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,12 +199,6 @@ class _Problem:
         loss, around = MixedLoss(whole, weight, ssim_share), self.around
         return loss.evaluate if around is None else lambda planes: loss.evaluate(planes + around)
 
-    def over_weight(self, planes: Floats) -> Floats:
-        """Return weighted planes without their weight, 0 where that is 0."""
-        if self.weight is None:
-            return planes
-        return np.divide(planes, self.weight, out=np.zeros_like(planes), where=self.weight > 0)
-
 
 def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: FitConfig) -> Fitted:
     if not len(start) or (problem.weight is not None and not problem.weight.any()):
@@ -218,13 +239,20 @@ def _more_similar(fit: Fitted, problem: _Problem, *, pairs: int, gain: float, mo
     loss, error = problem.mixed_loss(1.0), fit.losses[-1]
     if error <= 0:
         return fit
-    unlikeness, slope = loss(problem.target + problem.over_weight(fit.residual))
-    other = np.asarray(problem.target - 0.5 * gain * error * problem.over_weight(slope), np.float32)
+    unlikeness, slope = loss(problem.target + _over_weight(fit.residual, problem.weight))
+    other = np.asarray(problem.target - 0.5 * gain * error * _over_weight(slope, problem.weight), np.float32)
     found = problem.at(problem.moved(fit.gaussians, other, pairs=pairs, damping=LEAST_DAMPING).gaussians)
-    unlikeness_then, _ = loss(problem.target + problem.over_weight(found.residual))
+    unlikeness_then, _ = loss(problem.target + _over_weight(found.residual, problem.weight))
     then = found.losses[0]
     better = 0 < then <= most and math.log(then / error) + gain * (unlikeness_then - unlikeness) < 0
     return found if better else fit
+
+
+def _over_weight(planes: Floats, weight: Floats | None) -> Floats:
+    """Return weighted planes without their weight, 0 where that is 0."""
+    if weight is None:
+        return planes
+    return np.divide(planes, weight, out=np.zeros_like(planes), where=weight > 0)
 
 
 def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfig) -> Gaussians:

@@ -426,9 +426,7 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
 
 
 def _strips_within(packed: PackedGaussians, region: Region, *, share: float) -> tuple[Any, Any]:
-    return _strips(
-        packed.cells, packed.fractions, packed.extents, packed.slopes, share, region.height, region.width
-    )
+    return _strips(packed.cells, packed.fractions, packed.extents, packed.slopes, share, region.height, region.width)
 
 
 def _groups(bands: int) -> list[slice]:

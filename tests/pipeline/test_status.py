@@ -61,7 +61,7 @@ def test_every_stage_is_named_from_the_start_and_what_is_done_of_it_never_grows_
     ("function", "stage", "jobs"),
     [
         ("pipeline.sample.tile_stats", "survey", 6),
-        ("pipeline.insert.find_candidates", "fit 4 of 6, insert", 6),
+        ("pipeline.propose.find_candidates", "fit 3 of 6, 4 pairs at 1/2", 1),
         ("pipeline.insert.spread_evenly", "fit 4 of 6, insert", 6),
         ("pipeline.optimize.fit_tiles", "fit 1 of 6, colors", 1),
         ("pipeline.rate.encode_tile", "rate", 6),

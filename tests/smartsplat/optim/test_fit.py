@@ -84,7 +84,8 @@ def weight_like(kind, rng):
 
 
 def fit_sets(target, own, cores, *, frozen=(), work=BOTH, config=CONFIG):
-    return fit_tiles(target, own, cores=cores, frozen=frozen, work=work, config=config, max_scale=MAX_SCALE)
+    done = fit_tiles(target, own, cores=cores, frozen=frozen, work=work, config=config, max_scale=MAX_SCALE)
+    return done.gaussians, done.report
 
 
 def fit(target, own, *, frozen=(), work=BOTH, config=CONFIG):
