@@ -200,7 +200,7 @@ def fit_one(job: BlockJob) -> FitReport:
                 fitted=fitted.gaussians,
                 left_over=fitted.left_over(),
                 target=target,
-                min_scale=config.min_scale,
+                config=config,
             )
         rows = [_row(fitted.report, one, first=index == 0) for index, one in enumerate(fitted.gaussians)]
         states[job.sweep].write_all(tiles, fitted.gaussians, rows)

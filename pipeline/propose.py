@@ -11,10 +11,18 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.run import Run
+from smartsplat.config import FitConfig
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId
 from smartsplat.optim import Target
-from smartsplat.optim.insertion import SCORE_BINS, Candidates, find_candidates, least_effect, score_histogram
+from smartsplat.optim.insertion import (
+    SCORE_BINS,
+    Candidates,
+    find_candidates,
+    least_effect,
+    score_histogram,
+    visibility,
+)
 from smartsplat.optim.levels import from_level, level_region
 from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
@@ -54,7 +62,7 @@ def write_candidates(
     fitted: Sequence[Gaussians],
     left_over: Floats,
     target: Target,
-    min_scale: float,
+    config: FitConfig,
 ) -> None:
     """Store what sweep `sweep` might add to a block's tiles, and how many Gaussians they have of each score and effect.
 
@@ -68,11 +76,19 @@ def write_candidates(
         ``(h, w, C)`` float32 over `target`'s padded region: target minus image.
     target
         What was fitted to, at the level of `work`.
-    min_scale
-        Px.
+    config
+        Of the fit.
     """
+    importance = None
+    if config.insert_visibility:
+        importance = visibility(target.pixels, target.weight, exponent=config.insert_visibility)
     candidates = find_candidates(
-        left_over, target.weight, core=target.core, padded=target.padded, scale=work.scale / work.factor
+        left_over,
+        target.weight,
+        core=target.core,
+        padded=target.padded,
+        scale=work.scale / work.factor,
+        importance=importance,
     )
     places = _tiles_of(candidates, work.factor, grid)
     proposed: list[Gaussians] = []
@@ -80,7 +96,9 @@ def write_candidates(
     for tile, own in zip(tiles, fitted, strict=True):
         core = grid.core(tile)
         mine = np.flatnonzero((places == (tile.row, tile.col)).all(axis=1))[: most_candidates(core, work)]
-        found = from_level(candidates.gaussians.select(mine), work.factor, origin=core.origin, min_scale=min_scale)
+        found = from_level(
+            candidates.gaussians.select(mine), work.factor, origin=core.origin, min_scale=config.min_scale
+        )
         proposed.append(_within(found, core))
         histograms.append(
             np.concatenate([score_histogram(candidates.scores[mine]), score_histogram(least_effect(own))])

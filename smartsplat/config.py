@@ -72,8 +72,12 @@ class FitConfig:
         Stages that end with an insertion, work of the sweep before it, and the level it is done at.
     insert_scale
         Scale of an inserted Gaussian, in units of the scene's base scale.
+    insert_visibility
+        How far errors in busy places count for less where Gaussians are inserted: the exponent of
+        `smartsplat.optim.insertion.visibility`, 0 = all errors alike.
     replacements, replaced_share
-        Times that Gaussians of least effect are replaced by new ones, and the share of them.
+        Times that Gaussians of least effect are replaced by new ones, and the share of them. Twice as many times where
+        the base scale is above 3 px.
     coarse_factors, coarse_pairs
         Levels at which large Gaussians are optimised before each sweep, and the work there.
     final_pairs
@@ -93,9 +97,10 @@ class FitConfig:
     color_sweeps: int = 2
     color_iterations: int = 5
     stages: int = 10
-    stage_pairs: int = 20
-    stage_factor: int = 2
+    stage_pairs: int = 16
+    stage_factor: int = 4
     insert_scale: float = 0.8
+    insert_visibility: float = 0.6
     replacements: int = 2
     replaced_share: float = 0.05
     coarse_factors: tuple[int, ...] = ()
@@ -134,6 +139,7 @@ class FitConfig:
         _require(0 <= self.ssim_gain < math.inf, f"ssim_gain {self.ssim_gain} must be finite and not negative")
         _require(self.adam_steps >= 0, f"adam_steps {self.adam_steps} must not be negative")
         _require(0 < self.insert_scale < math.inf, f"insert_scale {self.insert_scale} must be positive and finite")
+        _require(0 <= self.insert_visibility <= 2, f"insert_visibility {self.insert_visibility} not in [0, 2]")
         _require(all(pairs > 0 for pairs in self.final_pairs), f"final_pairs {self.final_pairs} must be positive")
         for factor in (self.stage_factor, *self.coarse_factors):
             _require(factor in LEVEL_FACTORS, f"level {factor} must be one of {', '.join(map(str, LEVEL_FACTORS))}")

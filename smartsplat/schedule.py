@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from smartsplat.config import LEVEL_FACTORS, FitConfig
 
-_LEAST_LEVEL_SCALE = 0.8
-"""Base scale, in px of a level, below which the level cannot tell the Gaussians apart."""
+_LEAST_LEVEL_SCALE = 0.4
+"""Base scale, px, over the level's factor squared, below which the level shows too little of what Gaussians can."""
+
+_SPARSE_SCALE = 3.0
+"""Base scale, px, above which Gaussians are replaced twice as often: each of so few counts for more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +103,7 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
 
     Examples
     --------
-    >>> config = FitConfig(start_fraction=0.2, color_sweeps=1, stages=2, replacements=0)
+    >>> config = FitConfig(start_fraction=0.2, color_sweeps=1, stages=2, stage_pairs=20, replacements=0)
     >>> [str(each) for each in schedule(config, count=1000, base_scale=2.0)]
     ... # doctest: +NORMALIZE_WHITESPACE
     ['colors at 1/2', '20 pairs at 1/2', 'insert, 600 Gaussians', '20 pairs at 1/2', 'insert, 1000 Gaussians',
@@ -117,7 +120,7 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
         passes.append(FitPass(factor=factor, pairs=config.stage_pairs))
         now += math.ceil((count - now) / (config.stages - stage))
         passes.append(InsertPass(factor=factor, count=now, scale=_insert_scale(config, base_scale, factor)))
-    for _ in range(config.replacements):
+    for _ in range(config.replacements * (2 if base_scale > _SPARSE_SCALE else 1)):
         passes.append(FitPass(pairs=config.stage_pairs))
         scale = _insert_scale(config, base_scale, 1)
         passes.append(InsertPass(factor=1, count=count, scale=scale, dropped_share=config.replaced_share))
@@ -135,18 +138,17 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
     if config.adam_steps:
         passes.append(FitPass(adam_steps=config.adam_steps))
     # A visit that changes nothing may still be needed for what it leaves to an insertion.
-    needed = [isinstance(each, InsertPass) for each in passes[1:]] + [False]
     return [
         each
-        for each, before_insertion in zip(passes, needed, strict=True)
-        if isinstance(each, InsertPass) or each.does_something or before_insertion
+        for each, following in zip(passes, [*passes[1:], None], strict=False)
+        if isinstance(each, InsertPass) or each.does_something or isinstance(following, InsertPass)
     ]
 
 
 def _stage_factor(config: FitConfig, base_scale: float) -> int:
     """Return the coarsest level allowed that can tell Gaussians of this scale apart."""
     allowed = [factor for factor in LEVEL_FACTORS if factor <= config.stage_factor]
-    return max((factor for factor in allowed if base_scale >= _LEAST_LEVEL_SCALE * factor), default=1)
+    return max((factor for factor in allowed if base_scale >= _LEAST_LEVEL_SCALE * factor**2), default=1)
 
 
 def _insert_scale(config: FitConfig, base_scale: float, factor: int) -> float:

@@ -19,6 +19,9 @@ SCORE_BINS = 1024
 _LEAST_SCORE, _MOST_SCORE = 1e-16, 1e10
 _TIE_BREAK = 1e-6
 _TRUNCATE = 3.0  # standard deviations at which the smoothing ends
+_CONTRAST_SCALE = 1.5  # px: SSIM's window
+_LEAST_CONTRAST = 0.03  # SSIM's constant
+_LEAST_SHARE = np.float32(1e-6)
 
 _jit: Any = njit(cache=True, fastmath={"contract"}, error_model="numpy")
 
@@ -32,15 +35,53 @@ class Candidates:
     gaussians
         In px of the level, like the residual they come from.
     scores
-        ``(N,)`` float32: smoothed squared residual at each, falling.
+        ``(N,)`` float32: smoothed squared residual at each, times its importance, falling.
     """
 
     gaussians: Gaussians
     scores: Floats
 
 
+def visibility(pixels: Floats, weight: Floats | None, *, exponent: float) -> Floats:
+    """Return ``(h, w)`` float32: what a squared error counts for at each pixel, less where the image is busy.
+
+    It is ``(variance + 0.03^2)^-exponent``, with the variance of the bands' mean around the pixel. With 0.5 an error is
+    weighed against the contrast it is seen in, as SSIM does.
+
+    Parameters
+    ----------
+    pixels
+        ``(h, w, C)``, in the unit range.
+    weight
+        ``(h, w)``, 0 = no data; None = all 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> step = np.zeros((9, 40, 1), np.float32)
+    >>> step[:, 20:] = 1
+    >>> visibility(step, None, exponent=0.5)[4, [0, 20]].round(1)
+    array([33.3,  2.1], dtype=float32)
+    """
+    taps, mean = _taps(_CONTRAST_SCALE), pixels.mean(axis=2, dtype=np.float32)
+    if weight is None:
+        share = np.ones_like(mean)
+    else:
+        share, mean = weight, np.where(weight > 0, mean, np.float32(0))
+    shares = np.maximum(_smoothed(share, taps), _LEAST_SHARE)
+    average, square = (_smoothed(share * plane, taps) / shares for plane in (mean, mean * mean))
+    variance = np.maximum(square - average * average, 0)
+    return (variance + np.float32(_LEAST_CONTRAST**2)) ** np.float32(-exponent)
+
+
 def find_candidates(
-    residual: Floats, weight: Floats | None, *, core: Region, padded: Region, scale: float
+    residual: Floats,
+    weight: Floats | None,
+    *,
+    core: Region,
+    padded: Region,
+    scale: float,
+    importance: Floats | None = None,
 ) -> Candidates:
     """Return a round Gaussian for every local maximum, within `core`, of the smoothed squared residual.
 
@@ -54,6 +95,8 @@ def find_candidates(
         Px of the level; means come relative to the core's origin.
     scale
         Of the smoothing and of the Gaussians, px. A Gaussian's color is the smoothed residual at its mean.
+    importance
+        ``(h, w)``: scores are multiplied by it; None = all 1.
 
     Examples
     --------
@@ -67,7 +110,9 @@ def find_candidates(
     weight = np.ones(padded.shape, np.float32) if weight is None else weight
     residual = np.ascontiguousarray(residual)
     taps = _taps(scale)
-    score = _smoothed_squares(residual, weight, taps)
+    score = _smoothed(_squares(residual, weight), taps)
+    if importance is not None:
+        score *= importance
     # On a plateau every pixel would be a peak; a little noise leaves one here and there.
     ranked = score * (1 + _TIE_BREAK * np.random.default_rng(0).random(score.shape))
     rows, cols = core.slices_within(padded)
@@ -151,23 +196,31 @@ def _mirrored(index, size):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _smoothed_squares(residual, weight, taps):  # type: ignore[no-untyped-def]
-    """Return the weighted squared residual, summed over bands, smoothed; mirrored at the edges."""
+def _squares(residual, weight):  # type: ignore[no-untyped-def]
+    """Return the weighted squared residual, summed over bands."""
     height, width, bands = residual.shape
-    radius = len(taps) // 2
-    squares, smooth = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
+    squares = np.empty((height, width), np.float32)
     for y in range(height):
         for x in range(width):
             total = np.float32(0.0)
             for band in range(bands):
                 total += residual[y, x, band] * residual[y, x, band]
             squares[y, x] = weight[y, x] * total
+    return squares
+
+
+@_jit
+def _smoothed(plane, taps):  # type: ignore[no-untyped-def]
+    """Return a plane smoothed; mirrored at the edges."""
+    height, width = plane.shape
+    radius = len(taps) // 2
+    smooth = np.empty((height, width), np.float32)
     column = np.empty(width + 2 * radius, np.float32)
     for y in range(height):
         column[:] = np.float32(0.0)
         inner = column[radius : radius + width]
         for k in range(len(taps)):
-            _add_scaled(inner, squares[_mirrored(y + k - radius, height)], taps[k])
+            _add_scaled(inner, plane[_mirrored(y + k - radius, height)], taps[k])
         for x in range(radius):
             column[x] = inner[_mirrored(x - radius, width)]
             column[radius + width + x] = inner[_mirrored(width + x, width)]

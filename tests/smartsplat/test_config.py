@@ -175,6 +175,8 @@ def test_a_part_that_is_no_mapping_is_refused(part):
         (FitConfig, {"stage_factor": 3}),
         (FitConfig, {"stage_factor": 0}),
         (FitConfig, {"insert_scale": 0}),
+        (FitConfig, {"insert_visibility": -0.1}),
+        (FitConfig, {"insert_visibility": 2.1}),
         (FitConfig, {"insert_scale": float("nan")}),
         (FitConfig, {"replacements": -1}),
         (FitConfig, {"replaced_share": 1}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -37,6 +38,11 @@ configs = st.builds(
 NOTHING = {"color_sweeps": 0, "stages": 0, "replacements": 0, "final_pairs": (), "adam_steps": 0, "coarse_factors": ()}
 
 
+def replacements(config, base_scale):
+    """Return how often Gaussians are replaced: twice as often where they are large."""
+    return config.replacements * (2 if base_scale > 3 else 1)
+
+
 def inserts(passes):
     return [each for each in passes if isinstance(each, InsertPass)]
 
@@ -70,7 +76,7 @@ def test_insertions_grow_to_exactly_the_count(config, count, base_scale):
     ]
     assert totals == sorted(totals)
     assert totals[-1] == count
-    assert len(totals) == 1 + config.stages + config.replacements
+    assert len(totals) == 1 + config.stages + replacements(config, base_scale)
 
 
 @given(st.integers(1, 9), counts, st.floats(0.01, 1))
@@ -113,7 +119,7 @@ def test_passes_are_colors_then_stages_then_replacements_then_sweeps_then_adam(c
     assert found == (
         ["colors"] * config.color_sweeps
         + [*coarse, "shapes", "insert"] * config.stages
-        + ["shapes", again] * config.replacements
+        + ["shapes", again] * replacements(config, base_scale)
         + [*coarse, "shapes"] * len(config.final_pairs)
         + ["adam"] * (config.adam_steps > 0)
     )
@@ -129,7 +135,7 @@ def test_every_pass_does_what_it_was_asked_for_and_none_does_nothing(config, cou
     coarse = len(config.coarse_factors) * config.coarse_pairs
     assert sum(each.pairs for each in fits(passes)) == (
         config.stages * (coarse + config.stage_pairs)
-        + config.replacements * config.stage_pairs
+        + replacements(config, base_scale) * config.stage_pairs
         + len(config.final_pairs) * coarse
         + sum(config.final_pairs)
     )
@@ -169,6 +175,18 @@ def test_similarity_is_raised_in_the_last_sweep_of_levenberg_marquardt_alone(con
     assert all(passes[index].ssim_gain == config.ssim_gain for index in similar)
 
 
+@given(configs, counts, base_scales)
+@few
+def test_before_every_insertion_comes_a_visit_at_its_level_even_if_it_changes_nothing(config, count, base_scale):
+    for changed in (config, dataclasses.replace(config, stage_pairs=0, color_sweeps=0)):
+        passes = schedule(changed, count=count, base_scale=base_scale)
+        assert not any(isinstance(each, InsertPass) for each in passes[:1])
+        for before, each in itertools.pairwise(passes):
+            if isinstance(each, InsertPass):
+                assert isinstance(before, FitPass)
+                assert before.factor == each.factor
+
+
 # ---- at which level ----
 
 
@@ -187,12 +205,12 @@ def test_each_stage_works_at_the_coarsest_level_that_tells_its_gaussians_apart(c
     now = [start_count(config, count)]
     now += [each.count for each in inserts(schedule(config, count=count, base_scale=base_scale))]
     for stage, factor in enumerate(at_stages):
-        # Fewer are larger: each has its share of the area. Told apart are scales of 0.8 px of the level and more.
+        # Fewer are larger: each has its share of the area.
         scale = base_scale * math.sqrt(count / now[stage])
         coarser = [other for other in LEVEL_FACTORS if factor < other <= config.stage_factor]
         assert factor <= config.stage_factor
-        assert factor == 1 or scale >= 0.8 * factor
-        assert all(scale < 0.8 * other for other in coarser)
+        assert factor == 1 or scale >= 0.4 * factor**2
+        assert all(scale < 0.4 * other**2 for other in coarser)
     assert at_stages == sorted(at_stages, reverse=True)
     if at_stages:
         assert set(at_colors) <= {at_stages[0]}
@@ -210,7 +228,7 @@ def test_a_dense_scenes_passes_see_the_image_itself(count, factor):
 def test_what_is_inserted_has_the_asked_scale_but_at_least_a_pixels_of_its_level(config, count, base_scale):
     passes = inserts(schedule(config, count=count, base_scale=base_scale))
     at_stages, _ = stage_levels(config, count=count, base_scale=base_scale)
-    assert [each.factor for each in passes] == at_stages + [1] * config.replacements
+    assert [each.factor for each in passes] == at_stages + [1] * replacements(config, base_scale)
     for each in passes:
         assert each.scale == max(float(each.factor), config.insert_scale * base_scale)
 
@@ -233,7 +251,7 @@ def test_without_stages_all_are_sampled_and_none_is_inserted(count):
 def test_a_single_gaussian_is_sampled_and_kept(stages):
     config = FitConfig(stages=stages, replacements=1)
     assert start_count(config, 1) == 1
-    assert [each.count for each in inserts(schedule(config, count=1, base_scale=9.0))] == [1] * (stages + 1)
+    assert [each.count for each in inserts(schedule(config, count=1, base_scale=2.0))] == [1] * (stages + 1)
 
 
 def test_adam_alone_is_the_published_recipe():

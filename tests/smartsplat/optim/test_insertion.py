@@ -17,6 +17,7 @@ from smartsplat.optim.insertion import (
     score_histogram,
     share_top,
     spread_evenly,
+    visibility,
 )
 from smartsplat.render import render
 
@@ -185,6 +186,48 @@ def test_nothing_left_over_proposes_nothing(weight):
     found = find_candidates(residual, plane, core=whole, padded=whole, scale=2.0)
     assert len(found.gaussians) == len(found.scores) == 0
     assert found.gaussians.bands == 3
+
+
+# ---- what an error counts for ----
+
+
+@given(seeds, st.integers(1, 4), st.floats(0, 2), st.sampled_from(["none", "holes", "any"]))
+@few
+def test_an_error_counts_for_less_the_more_the_image_varies_around_it(seed, bands, exponent, kind):
+    rng = np.random.default_rng(seed)
+    pixels = rng.random((30, 40, bands)).astype(np.float32) * np.linspace(0, 1, 40, dtype=np.float32)[:, None]
+    weight = {"none": None, "holes": (rng.random((30, 40)) < 0.7), "any": rng.random((30, 40))}[kind]
+    plane = None if weight is None else weight.astype(np.float32)
+    share = np.ones((30, 40)) if plane is None else plane.astype(np.float64)
+    mean = pixels.astype(np.float64).mean(axis=2)
+    sums = [gaussian_filter(share * part, 1.5, truncate=3.0) for part in (np.ones_like(mean), mean, mean**2)]
+    variance = sums[2] / sums[0] - (sums[1] / sums[0]) ** 2
+    found = visibility(pixels, plane, exponent=exponent)
+    np.testing.assert_allclose(found, (np.maximum(variance, 0) + 0.03**2) ** -exponent, rtol=2e-3)
+
+
+def test_pixels_without_data_do_not_change_what_an_error_counts_for():
+    rng = np.random.default_rng(2)
+    pixels, weight = rng.random((20, 20, 2)).astype(np.float32), np.ones((20, 20), np.float32)
+    weight[5:9, 3:12] = 0
+    weight[12:, 12:] = 0  # more than a window
+    spoiled = np.where(weight[..., None] == 0, np.float32(np.nan), pixels)
+    first, second = (visibility(each, weight, exponent=0.5) for each in (pixels, spoiled))
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, second)
+
+
+def test_candidates_are_ranked_by_their_score_times_its_importance():
+    residual, whole = np.zeros((20, 40, 1), np.float32), at_origin(20, 40)
+    residual[10, 8], residual[10, 30] = 2, 1
+    importance = np.ones((20, 40), np.float32)
+    importance[:, 20:] = 5
+    plain = find_candidates(residual, None, core=whole, padded=whole, scale=1.5)
+    found = find_candidates(residual, None, core=whole, padded=whole, scale=1.5, importance=importance)
+    assert plain.gaussians.means.tolist() == [[10.5, 8.5], [10.5, 30.5]]
+    assert found.gaussians.means.tolist() == [[10.5, 30.5], [10.5, 8.5]]
+    np.testing.assert_allclose(found.scores, plain.scores[::-1] * [5, 1], rtol=1e-6)
+    np.testing.assert_array_equal(found.gaussians.colors, plain.gaussians.colors[::-1])  # not of the importance
 
 
 # ---- shares of the scene ----
