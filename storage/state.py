@@ -1,7 +1,8 @@
 """Working Gaussians between sweeps, keyed by tile and phase.
 
 A tile is visited in one phase of each sweep, so the array of a sweep, one chunk a tile, holds the output of that
-sweep's four phases; sweep 0 is what sampling placed. Only the two latest sweeps are kept: one is read, one written.
+sweep's four phases; sweep 0 is what sampling placed. Only the two latest sweeps are kept, one that is read
+and one that is written, and during an insertion one more.
 """
 
 from __future__ import annotations
