@@ -105,7 +105,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(executor, tmp_pat
     arguments = command(source, scene, "--executor", executor)
     while kills < 4 and killed(
         arguments,
-        lines=random.randint(6, 10) if kills else 0,
+        lines=random.randint(5, 8) if kills else 0,
         seconds=random.uniform(0, 0.15) + (0 if kills else 0.7),
     ):
         kills += 1
@@ -224,7 +224,8 @@ def test_a_run_killed_before_or_while_it_deletes_old_sweeps_resumes_to_the_same_
         except Killed:
             continue
         break
-    assert len(kills) >= 7, "once each sweep at least"
+    # An insertion deletes only what the sweep before it has: it needs one more.
+    assert len(kills) >= 6, "once each other sweep at least"
     assert most >= 3, "there was something to delete"
     assert len(sweeps_kept(scene, "state")) == 2, "what a kill left is deleted later"
     shutil.rmtree(scene / "work")
