@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.compress import prepare
 from pipeline.insert import shared_by_area
+from smartsplat.budget import base_scale
 from smartsplat.config import FitConfig, SamplingConfig, SceneConfig
 from smartsplat.geometry import TileGrid
 from smartsplat.schedule import InsertPass
@@ -82,7 +83,8 @@ def test_every_insertion_ends_with_exactly_its_number_of_gaussians(
     config = SceneConfig(count=count, tile=tile, halo=tile // 8, fit=INSERTIONS)
     passes = prepare(source, scene, config=config, resources=serial).plan.passes
     insertions = {number: each.count for number, each in enumerate(passes, start=1) if isinstance(each, InsertPass)}
-    assert (len(insertions), max(insertions.values())) == (3, count)
+    large = base_scale(*pixels.shape[:2], count) > 3  # then they are replaced twice
+    assert (len(insertions), max(insertions.values())) == (4 if large else 3, count)
     found, before = {}, ""
     for step in walk(source, scene, config):
         if "insert" in before:
