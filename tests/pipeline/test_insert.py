@@ -96,12 +96,22 @@ def test_every_insertion_ends_with_exactly_its_number_of_gaussians(
     assert found == insertions
 
 
-def test_a_busy_tile_ends_with_more_gaussians_than_blank_ones(tmp_path, write_tiff, walk):
+# Errors are seen better in the blank tiles: what leaks over their edges costs them some.
+@pytest.mark.parametrize(("visibility", "times"), [(0.0, 3), (FitConfig().insert_visibility, 2)])
+def test_a_busy_tile_ends_with_more_gaussians_than_blank_ones(visibility, times, tmp_path, write_tiff, walk):
     y, x = np.mgrid[:64, :64]
     pixels = np.full((64, 192, 3), 100, np.uint8)
     pixels[:, 64:128] = (255 * ((y // 5 + x // 5) % 2)).astype(np.uint8)[:, :, None]
     source, scene = write_tiff(tmp_path / "a.tif", pixels), tmp_path / "a.zarr"
-    fit = FitConfig(start_fraction=0.1, stages=4, stage_pairs=4, replacements=0, coarse_factors=(), final_pairs=())
+    fit = FitConfig(
+        start_fraction=0.1,
+        stages=4,
+        stage_pairs=4,
+        insert_visibility=visibility,
+        replacements=0,
+        coarse_factors=(),
+        final_pairs=(),
+    )
     # Sampled evenly, so that insertion makes the difference.
     sampling = SamplingConfig(variational_fraction=0)
     config = SceneConfig(count=240, tile=64, halo=8, sampling=sampling, fit=fit)
@@ -112,7 +122,7 @@ def test_a_busy_tile_ends_with_more_gaussians_than_blank_ones(tmp_path, write_ti
             break
     ((left, busy, right),) = counts_of(scene, 10)
     assert left + busy + right == 240
-    assert busy > 3 * (left + right)
+    assert busy > times * (left + right)
 
 
 @pytest.mark.parametrize(("side", "count"), [(10, 7), (10**9, 10**9), (10**9, 0)])

@@ -83,7 +83,14 @@ def test_a_number_of_gaussians_is_taken_as_it_is():
 
 def test_plan_as_json_says_what_was_planned():
     fit = FitConfig(
-        color_sweeps=1, stages=1, stage_pairs=9, replacements=0, coarse_factors=(8,), final_pairs=(7, 2), ssim_pairs=3
+        color_sweeps=1,
+        stages=1,
+        stage_pairs=9,
+        stage_factor=2,
+        replacements=0,
+        coarse_factors=(8,),
+        final_pairs=(7, 2),
+        ssim_pairs=3,
     )
     planned = plan(source_of(1000, 600), SceneConfig(count=50, tile=256, halo=32, fit=fit))
     values = planned.to_dict()
