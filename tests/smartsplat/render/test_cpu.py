@@ -305,6 +305,27 @@ def test_gather_is_the_adjoint_of_draw_change(gaussians_of, seed, family, bands,
     assert abs((change * cotangent).sum() - (gradient * step).sum()) <= 1e-5 * bound
 
 
+@given(seeds, families, st.floats(0.3, 1))
+@few
+def test_narrowed_footprints_give_the_same_image_within_them_and_stay_adjoint(gaussians_of, seed, family, share):
+    gaussians, region = gaussians_of(seed, 12, bands=2, family=family, shape=(70, 60)), at_origin(70, 60)
+    whole, rng = operators(gaussians, region), np.random.default_rng(seed)
+    narrow = whole.narrowed(share)
+    step, cotangent = rng.normal(size=(12, 7)), rng.normal(size=(70, 60, 2)).astype(np.float32)
+    planes = narrow.new_planes(2)
+    narrow.draw_change(planes, step)
+    change, gradient = to_image(planes).astype(np.float64), narrow.gather(to_planes(cotangent))
+    bound = np.linalg.norm(change) * np.linalg.norm(cotangent) + np.linalg.norm(gradient) * np.linalg.norm(step)
+    assert abs((change * cotangent).sum() - (gradient * step).sum()) <= 1e-5 * bound
+    # Pixels that every Gaussian either reaches within the share of its radius or not at all.
+    distances = squared_distances(gaussians, region) / CUTOFF**2
+    same = ((distances < share**2 - BOUNDARY) | (distances > 1 + BOUNDARY)).all(axis=0)
+    # Strips begin elsewhere, so offsets round otherwise.
+    assert_close(narrow.render()[same], whole.render()[same])
+    everything = whole.narrowed(1.0)
+    np.testing.assert_array_equal(everything.render(), whole.render())
+
+
 @pytest.mark.parametrize("family", ["ordinary", "huge", "tiny"])
 @pytest.mark.parametrize("seed", range(3))
 def test_draw_change_is_the_finite_difference_of_a_small_step(gaussians_of, seed, family):
