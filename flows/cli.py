@@ -18,6 +18,7 @@ import typer
 from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, StoreError
 
 if TYPE_CHECKING:
+    from pipeline.jobs import FailurePolicy
     from pipeline.plan import Resources
     from pipeline.progress import Progress
     from smartsplat.config import SceneConfig
@@ -50,6 +51,11 @@ Workers = Annotated[int | None, typer.Option(help="Parallel jobs.  [default: one
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://127.0.0.1:8786.")]
 Memory = Annotated[str | None, typer.Option(help="Most memory to take in all, e.g. 4GiB.")]
 Engine = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+MaxFailures = Annotated[int | None, typer.Option(help="Failed jobs that stop a stage at once.  [default: no limit]")]
+OnFailure = Annotated[
+    str, typer.Option(help="stop: end the stage, to be resumed; fallback: solve a failed tile's colors only.")
+]
+FitTimeout = Annotated[float | None, typer.Option(help="Longest that one visit to a tile may take, s.")]
 Plot = Annotated[Path | None, typer.Option(help="PNG file to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else, on standard output.")]
 
@@ -69,6 +75,9 @@ def compress_command(
     scheduler: Scheduler = None,
     memory: Memory = None,
     engine: Engine = "auto",
+    max_failures: MaxFailures = None,
+    on_failure: OnFailure = "stop",
+    fit_timeout: FitTimeout = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep staged pixels and working state.")] = False,
     flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow; no server needed.")] = False,
     as_json: Json = False,
@@ -77,7 +86,8 @@ def compress_command(
     with _exit_codes():
         config = _config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
         resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
-        arguments: dict[str, Any] = {"config": config, "resources": resources, "keep_work": keep_work}
+        policy = _policy(on_failure, most=max_failures, fit_seconds=fit_timeout)
+        arguments: dict[str, Any] = {"config": config, "resources": resources, "policy": policy, "keep_work": keep_work}
         if flow:
             from flows.compress import run_flow
 
@@ -147,6 +157,7 @@ def info(scene: SceneArgument, as_json: Json = False) -> None:
             "nominal_ratio": manifest.config.nominal_ratio,
             "measured_ratio": opened.measured_ratio if manifest.complete else None,
             "quality": manifest.quality,
+            "degraded": list(manifest.degraded),
             "digest": manifest.digest,
         }
         _print_values("scene", values, as_json=as_json)
@@ -343,6 +354,14 @@ def _resources(
 
     limit = None if memory is None else parse_bytes(memory)
     return Resources(executor=executor, workers=workers, scheduler=scheduler, memory=limit, engine=engine)
+
+
+def _policy(on_failure: str, *, most: int | None, fit_seconds: float | None) -> FailurePolicy:
+    from pipeline.jobs import FailurePolicy
+
+    if on_failure not in ("stop", "fallback"):
+        raise ConfigError(f"--on-failure {on_failure!r} is unknown; use stop or fallback")
+    return FailurePolicy(most=most, fallback=on_failure == "fallback", fit_seconds=fit_seconds)
 
 
 def _progress() -> Progress:

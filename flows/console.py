@@ -133,6 +133,7 @@ def print_report(report: dict[str, Any]) -> None:
         ("PSNR", _quality_text(report["psnr"], decimals=2, unit=" dB")),
         ("SSIM / MS-SSIM", f"{_quality_text(report['ssim'])} / {_quality_text(report['ms_ssim'])}"),
     ]
+    rows += [("degraded", ", ".join(report["degraded"]))] if report["degraded"] else []
     rows += [(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in report["seconds"].items()]
     print_table("done" if report["seconds"] else "finished before: nothing to do", rows)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import encode, evaluate, ingest, insert, optimize, rate, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
+from pipeline.jobs import DEFAULT_POLICY, FailurePolicy
 from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
 from pipeline.recheck import recheck
@@ -43,6 +44,8 @@ class SceneReport:
         ``psnr`` dB, ``ssim``, ``ms_ssim``.
     nbytes, bits_per_pixel, nominal_ratio, measured_ratio
         Size on disk; asked for and real.
+    degraded
+        Tiles, or blocks of them, of which a fit failed and a simpler one took its place, as was asked for.
     seconds
         Time of each stage in this run; empty if there was nothing left to do.
     """
@@ -58,6 +61,7 @@ class SceneReport:
     bits_per_pixel: float
     nominal_ratio: float | None
     measured_ratio: float
+    degraded: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,6 +78,7 @@ class SceneReport:
             "bits_per_pixel": self.bits_per_pixel,
             "nominal_ratio": self.nominal_ratio,
             "measured_ratio": self.measured_ratio,
+            "degraded": list(self.degraded),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
 
@@ -105,6 +110,7 @@ def compress(
     gaussians: int | None = None,
     config: SceneConfig | None = None,
     resources: Resources | None = None,
+    policy: FailurePolicy | None = None,
     keep_work: bool = False,
     progress: Progress | None = None,
 ) -> SceneReport:
@@ -124,6 +130,8 @@ def compress(
         All settings, instead of the two above.
     resources
         What the run may use.
+    policy
+        What becomes of it when jobs fail.
     keep_work
         Keep the staged pixels and working state inside the scene.
     progress
@@ -156,7 +164,9 @@ def compress(
         config = SceneConfig(nominal_ratio=default if ratio is None else ratio, count=gaussians)
     elif ratio is not None or gaussians is not None:
         raise ConfigError("give either a config, or a ratio or a number of Gaussians")
-    preparation = prepare(source, Path(scene), config=config, resources=resources or Resources())
+    preparation = prepare(
+        source, Path(scene), config=config, resources=resources or Resources(), policy=policy or DEFAULT_POLICY
+    )
     return execute(preparation, keep_work=keep_work, progress=progress or NoProgress(), do=lambda step: step.work())
 
 
@@ -186,6 +196,8 @@ class Preparation:
         What to do.
     resources
         What to do it with.
+    policy
+        What becomes of it when jobs fail.
     exists, finished
         Whether the scene is there already, and whether nothing is left to do.
     """
@@ -193,6 +205,7 @@ class Preparation:
     path: Path
     plan: ScenePlan
     resources: Resources
+    policy: FailurePolicy
     exists: bool
     finished: bool
 
@@ -203,19 +216,28 @@ class Preparation:
         return DaskExecutor(workers=self.plan.workers, scheduler=self.resources.scheduler)
 
 
-def prepare(source: str | Path, path: Path, *, config: SceneConfig, resources: Resources) -> Preparation:
+def prepare(
+    source: str | Path,
+    path: Path,
+    *,
+    config: SceneConfig,
+    resources: Resources,
+    policy: FailurePolicy = DEFAULT_POLICY,
+) -> Preparation:
     """Return the plan and the state of its scene, having checked everything that can be before work starts."""
     resolve_engine(resources.engine)
     plan = plan_scene(read_info(source), config, resources=resources, cores=usable_cores())
     if not path.exists():
         _check_place(path)
-        return Preparation(path=path, plan=plan, resources=resources, exists=False, finished=False)
+        return Preparation(path=path, plan=plan, resources=resources, policy=policy, exists=False, finished=False)
     manifest = Scene.open(path).manifest
     if manifest.digest != plan.digest:
         raise ConfigError(_differences(path, manifest, plan))
     if not manifest.complete:
         _check_writable(path)
-    return Preparation(path=path, plan=plan, resources=resources, exists=True, finished=manifest.complete)
+    return Preparation(
+        path=path, plan=plan, resources=resources, policy=policy, exists=True, finished=manifest.complete
+    )
 
 
 def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -> Run:
@@ -226,7 +248,12 @@ def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -
     else:
         scene = Scene.create(preparation.path, _manifest(preparation.plan))
     return Run(
-        scene=scene, plan=preparation.plan, executor=executor, progress=progress, engine=preparation.resources.engine
+        scene=scene,
+        plan=preparation.plan,
+        executor=executor,
+        progress=progress,
+        engine=preparation.resources.engine,
+        policy=preparation.policy,
     )
 
 
@@ -245,8 +272,13 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
         Step(name="rate of colors", stage="encode", work=lambda: rate.measure_colors(run)),
         Step(name="encode", stage="encode", work=lambda: encode.encode(run)),
         Step(name="evaluate", stage="evaluate", work=lambda: evaluate.score_scene(run)),
-        Step(name="finish", stage="evaluate", work=lambda: scene.update(complete=True)),
+        Step(name="finish", stage="evaluate", work=lambda: _finish(scene)),
     ]
+
+
+def _finish(scene: Scene) -> None:
+    degraded = {job for jobs in scene.degraded().values() for job in jobs}
+    scene.update(complete=True, degraded=tuple(sorted(degraded)))
 
 
 def fit_steps(run: Run, *, new: bool) -> list[Step]:
@@ -287,6 +319,7 @@ def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, flo
         bits_per_pixel=8 * nbytes / (height * width),
         nominal_ratio=manifest.config.nominal_ratio,
         measured_ratio=manifest.raw_bytes / nbytes,
+        degraded=manifest.degraded,
         seconds=seconds,
     )
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -64,8 +64,8 @@ class Executor(Protocol):
         """Stop, leaving no process behind."""
         ...
 
-    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Yield each job's outcome as it ends, in any order."""
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
+        """Yield each job's outcome as it ends, in any order; closed before the last, begin no other."""
         ...
 
 
@@ -85,7 +85,7 @@ class SerialExecutor:
     def __exit__(self, *details: object) -> None:
         pass
 
-    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
         """Yield each job's outcome, in order."""
         for index, job in enumerate(jobs):
             yield _attempt(function, job, index)
@@ -143,7 +143,7 @@ class DaskExecutor:
     def __exit__(self, *details: object) -> None:
         self._stack.close()
 
-    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
         """Yield each job's outcome as it ends."""
         from distributed import as_completed
 

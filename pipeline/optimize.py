@@ -49,12 +49,15 @@ class BlockJob:
         What to do in this sweep.
     steps
         If given, shapes are first quantised with these, and stay as they are then.
+    seconds
+        Longest it may take; None = no limit.
     """
 
     tile: TileJob
     sweep: int
     work: FitPass
     steps: Steps | None = None
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return str(self.tile) if self.work.factor == 1 else f"block {self.tile.tile} at 1/{self.work.factor}"
@@ -135,10 +138,20 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
     run.run_stage(
         name,
         fit_one,
-        [BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps) for block in missing],
+        [
+            BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps, seconds=run.policy.fit_seconds)
+            for block in missing
+        ],
         done=len(wanted) - len(missing),
         note=_psnr_note,
+        instead=_colors_only,
     )
+
+
+def _colors_only(job: BlockJob) -> BlockJob:
+    """Return the job that leaves shapes as they are: linear, so that it has a solution whatever the pixels."""
+    colors = FitPass(factor=job.work.factor, color_iterations=_SETTLING_ITERATIONS)
+    return dataclasses.replace(job, work=colors, seconds=None)
 
 
 def blocks_missing(grid: TileGrid, blocks: TileGrid, done: NDArray[np.bool_]) -> list[TileId]:
@@ -172,6 +185,7 @@ def fit_one(job: BlockJob) -> FitReport:
         config=config,
         max_scale=max_scale(grid.reach),
         engine=job.tile.engine,
+        seconds=job.seconds,
     )
     with disk_errors(scene.path):
         if insertion is not None:

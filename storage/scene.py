@@ -84,6 +84,8 @@ class Manifest:
         ``psnr`` dB, ``ssim``, ``ms_ssim`` of the finished scene; None where undefined.
     complete
         Whether every tile is written and scored.
+    degraded
+        Tiles, or blocks of them, of which a fit failed and a simpler one took its place, as was asked for.
     """
 
     shape: tuple[int, int, int]
@@ -97,6 +99,7 @@ class Manifest:
     arrays: dict[str, str] = dataclasses.field(default_factory=dict)
     quality: dict[str, float | None] | None = None
     complete: bool = False
+    degraded: tuple[str, ...] = ()
 
     @property
     def grid(self) -> TileGrid:
@@ -118,7 +121,7 @@ class Manifest:
     def to_attributes(self) -> dict[str, Any]:
         """Return the group's attributes, with a checksum over all of them."""
         values = {"format": SCENE_FORMAT, **dataclasses.asdict(self)}
-        values["shape"] = list(self.shape)
+        values |= {"shape": list(self.shape), "degraded": list(self.degraded)}
         return {_ATTRIBUTE: {**values, "checksum": digest_of(values)}}
 
     @classmethod
@@ -144,10 +147,12 @@ class Manifest:
         del values["format"]
         height, width, bands = values.pop("shape")
         config, normalization = SceneConfig.from_dict(values.pop("config")), values.pop("normalization")
+        degraded = tuple(values.pop("degraded", ()))
         return cls(
             shape=(height, width, bands),
             config=config,
             normalization=None if normalization is None else Normalization(**normalization),
+            degraded=degraded,
             **values,
         )
 
@@ -250,15 +255,30 @@ class Scene:
 
     def failures(self) -> dict[str, dict[str, str]]:
         """Return which jobs failed in the latest run of each unfinished stage, and why."""
-        return cast("dict[str, dict[str, str]]", open_group(self.path / _WORK).attrs.get("failures", {}))
+        return self._recorded("failures")
 
     def record_failures(self, stage: str, failures: dict[str, str]) -> None:
         """Keep which jobs of `stage` failed and why; none forgets those of an earlier run."""
-        before = self.failures()
-        found = {name: jobs for name, jobs in before.items() if name != stage} | ({stage: failures} if failures else {})
+        self._record("failures", stage, failures)
+
+    def degraded(self) -> dict[str, dict[str, str]]:
+        """Return which jobs of each stage failed and were replaced by simpler ones, and why they failed."""
+        return self._recorded("degraded")
+
+    def record_degraded(self, stage: str, degraded: dict[str, str], *, among: Sequence[str]) -> None:
+        """Keep which jobs of `stage`, among those named, were replaced by simpler ones, and why."""
+        others = {job: why for job, why in self.degraded().get(stage, {}).items() if job not in among}
+        self._record("degraded", stage, others | degraded)
+
+    def _recorded(self, kind: str) -> dict[str, dict[str, str]]:
+        return cast("dict[str, dict[str, str]]", open_group(self.path / _WORK).attrs.get(kind, {}))
+
+    def _record(self, kind: str, stage: str, jobs: dict[str, str]) -> None:
+        before = self._recorded(kind)
+        found = {name: others for name, others in before.items() if name != stage} | ({stage: jobs} if jobs else {})
         if found != before:
             with disk_errors(self.path):
-                open_group(self.path / _WORK, writable=True).attrs["failures"] = cast("Any", found)
+                open_group(self.path / _WORK, writable=True).attrs[kind] = cast("Any", found)
 
     def discard_work(self) -> None:
         """Delete the working data."""
