@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 
 from pipeline.executors import release_memory
@@ -10,6 +13,9 @@ from smartsplat.normalization import Normalization
 from storage.groups import disk_errors, has_array
 from storage.pixels import STRIP_HEIGHT, PixelStore
 from storage.source import read_strips
+
+STRIPS_AT_ONCE = 2
+"""Strips that are written while another is decoded."""
 
 
 def ingest(run: Run) -> None:
@@ -35,12 +41,20 @@ def ingest(run: Run) -> None:
 
 
 def _write_missing(run: Run, pixels: PixelStore, *, first: int, done: np.ndarray) -> None:
+    """Write strips on threads of their own while the next ones are decoded; no more at a time than memory is for."""
     run.progress.start("ingest", total=len(done), done=int(done.sum()))
+    writing: deque[Future[None]] = deque()
     try:
-        for y0, strip in read_strips(run.plan.source, strip_height=STRIP_HEIGHT, start=first * STRIP_HEIGHT):
-            index = y0 // STRIP_HEIGHT
-            if not done[index]:
-                pixels.write_strip(index, strip)
+        with ThreadPoolExecutor(STRIPS_AT_ONCE) as threads:
+            for y0, strip in read_strips(run.plan.source, strip_height=STRIP_HEIGHT, start=first * STRIP_HEIGHT):
+                index = y0 // STRIP_HEIGHT
+                if not done[index]:
+                    if len(writing) == STRIPS_AT_ONCE:
+                        writing.popleft().result()
+                        run.progress.advance()
+                    writing.append(threads.submit(pixels.write_strip, index, strip))
+            while writing:
+                writing.popleft().result()
                 run.progress.advance()
     finally:
         run.progress.finish()
