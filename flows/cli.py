@@ -298,6 +298,73 @@ def bench_quality(
         _print_columns("means over the images", columns, benches.summary(found))
 
 
+@bench.command(name="tiling")
+def bench_tiling(
+    image: Annotated[Path, typer.Argument(help="Image file, small enough for one tile.", metavar="IMAGE")],
+    ratio: Annotated[float, typer.Option(help="Stands for the published number of Gaussians at it.")] = 50.0,
+    gaussians: Count = None,
+    tiles: Annotated[str, typer.Option(help="Sides of a tile to compare, px.")] = "512,1024",
+    halos: Annotated[str, typer.Option(help="Halos to compare, px.")] = "64",
+    preset: Preset = "standard",
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit IMAGE in tiles and as one tile, and show what tiling costs in all and where tiles meet."""
+    with _exit_codes():
+        from flows import bench_scale
+        from flows.settings import parse_numbers
+        from smartsplat.budget import gaussian_count
+        from storage.source import read_info
+
+        info = read_info(image)
+        count = gaussians or gaussian_count(info.height, info.width, ratio)
+        rows = bench_scale.tiling(
+            image,
+            count=count,
+            tiles=[int(value) for value in parse_numbers(tiles)],
+            halos=[int(value) for value in parse_numbers(halos)],
+            preset=preset,
+            resources=_resources(executor, workers=workers, scheduler=None, memory=None, engine="auto"),
+            seed=seed,
+            progress=_progress(),
+        )
+        if as_json:
+            _print_json({"image": str(image), "gaussians": count, "fits": rows})
+            return
+        columns = ("tile", "halo", "psnr", "gain", "seam_psnr", "seam_gain", "seconds")
+        _print_columns(f"{image}, {count} Gaussians; gains over one tile, dB", columns, rows)
+
+
+@bench.command(name="pipeline")
+def bench_pipeline(
+    image: Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")],
+    ratio: Ratio = None,
+    gaussians: Count = None,
+    preset: Preset = "standard",
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Compress IMAGE into a scratch folder, and show how fast each stage is beside the tool it rests on."""
+    with _exit_codes():
+        from flows import bench_scale
+
+        rows = bench_scale.pipeline(
+            image,
+            config=_config(preset, ratio=ratio, gaussians=gaussians, tile=None, halo=None, seed=0),
+            resources=_resources(executor, workers=workers, scheduler=None, memory=memory, engine="auto"),
+            progress=_progress(),
+        )
+        if as_json:
+            _print_json({"image": str(image), "stages": rows})
+            return
+        columns = ("stage", "seconds", "rate", "unit", "raw", "share", "idle", "workers")
+        _print_columns(f"{image}; raw: the tool alone; idle: share of time without a job", columns, rows)
+
+
 @bench.command(name="engine")
 def bench_engine(as_json: Json = False) -> None:
     """Time the engine's operators, forward and backward, at 1 and 16 megapixels."""

@@ -8,6 +8,7 @@ import itertools
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
@@ -46,11 +47,15 @@ class Outcome:
         What it returned.
     error
         What it raised instead.
+    began, ended
+        When it ran, seconds since 1970 by the clock of where it ran.
     """
 
     index: int
     result: Any = None
     error: Exception | None = None
+    began: float = 0.0
+    ended: float = 0.0
 
 
 class Executor(Protocol):
@@ -187,10 +192,11 @@ def _interrupts_ignored() -> Generator[None]:
 
 def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:
     keep_freed_memory()
+    began = time.time()
     try:
-        return Outcome(index=index, result=function(job))
+        return Outcome(index=index, result=function(job), began=began, ended=time.time())
     except Exception as error:
-        return Outcome(index=index, error=error)
+        return Outcome(index=index, error=error, began=began, ended=time.time())
     finally:
         if next(_jobs_ended) % _JOBS_A_RELEASE == 0:
             release_memory()

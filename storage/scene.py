@@ -308,6 +308,12 @@ class Scene:
         )
 
     @property
+    def steps(self) -> Steps:
+        """What the array of Gaussians is quantised with."""
+        codecs: Any = self._array(_GAUSSIANS).metadata
+        return codecs.codecs[0].codecs[0].steps
+
+    @property
     def shard_shape(self) -> tuple[int, int]:
         """Rows and columns of tiles in one shard."""
         return min(SHARD_TILES, self.grid.rows), min(SHARD_TILES, self.grid.cols)
