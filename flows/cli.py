@@ -466,12 +466,12 @@ def _value_text(name: str, value: Any) -> str:
 
     if isinstance(value, dict):
         parts = cast("dict[str, Any]", value)
-        return ", ".join(f"{key} {_value_text(key, part)}" for key, part in parts.items())
+        return ", ".join(f"{key} {_value_text(f'{key} {name}', part)}" for key, part in parts.items())
     if isinstance(value, list):
         return " x ".join(map(str, cast("list[Any]", value)))
     if value is None:
         return "-"
-    if name.endswith(("bytes", "budget")):
+    if name.endswith(("bytes", "budget", "memory")):
         return size_text(value)
     return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 

@@ -135,6 +135,10 @@ def print_report(report: dict[str, Any]) -> None:
     ]
     rows += [("degraded", ", ".join(report["degraded"]))] if report["degraded"] else []
     rows += [(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in report["seconds"].items()]
+    rows += [
+        (f"memory, {stage}", f"{size_text(peak)} ({size_text(report['projected_memory'][stage])} projected)")
+        for stage, peak in report["memory"].items()
+    ]
     print_table("done" if report["seconds"] else "finished before: nothing to do", rows)
 
 

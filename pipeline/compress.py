@@ -14,6 +14,7 @@ from typing import Any
 from pipeline import encode, evaluate, ingest, insert, optimize, rate, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
 from pipeline.jobs import DEFAULT_POLICY, FailurePolicy
+from pipeline.memory import MemoryWatch
 from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
 from pipeline.recheck import recheck
@@ -48,6 +49,9 @@ class SceneReport:
         Tiles, or blocks of them, of which a fit failed and a simpler one took its place, as was asked for.
     seconds
         Time of each stage in this run; empty if there was nothing left to do.
+    memory, projected_memory
+        Highest resident memory of this process and its workers together in each stage of this run, and what the plan
+        says of it, bytes.
     """
 
     scene: str
@@ -63,6 +67,8 @@ class SceneReport:
     measured_ratio: float
     degraded: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    projected_memory: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, ready for JSON."""
@@ -80,6 +86,8 @@ class SceneReport:
             "measured_ratio": self.measured_ratio,
             "degraded": list(self.degraded),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "memory": self.memory,
+            "projected_memory": self.projected_memory,
         }
 
 
@@ -175,13 +183,15 @@ def execute(
 ) -> SceneReport:
     """Do what is left of a prepared request, each step by `do`; return the report of the finished scene."""
     seconds: dict[str, float] = {}
+    watch = MemoryWatch()
     if not preparation.finished:
-        with preparation.executor() as executor:
+        with preparation.executor() as executor, watch:
             for step in steps(preparation, executor, progress=progress):
+                watch.begin(step.stage)
                 started = time.perf_counter()
                 do(step)
                 seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
-    return _report(preparation, keep_work=keep_work, seconds=seconds)
+    return _report(preparation, keep_work=keep_work, seconds=seconds, memory=watch.peaks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +309,9 @@ def fit_steps(run: Run, *, new: bool) -> list[Step]:
     return found
 
 
-def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, float]) -> SceneReport:
+def _report(
+    preparation: Preparation, *, keep_work: bool, seconds: dict[str, float], memory: dict[str, int]
+) -> SceneReport:
     """Return the report of a finished scene, having discarded its working data unless that is kept."""
     scene = Scene.open(preparation.path)
     if not keep_work:
@@ -321,6 +333,8 @@ def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, flo
         measured_ratio=manifest.raw_bytes / nbytes,
         degraded=manifest.degraded,
         seconds=seconds,
+        memory=memory,
+        projected_memory=preparation.plan.memory,
     )
 
 

@@ -8,14 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from pipeline.executors import release_memory
+from pipeline.plan import STRIPS_AT_ONCE
 from pipeline.run import Run
 from smartsplat.normalization import Normalization
 from storage.groups import disk_errors, has_array
 from storage.pixels import STRIP_HEIGHT, PixelStore
 from storage.source import read_strips
-
-STRIPS_AT_ONCE = 2
-"""Strips that are written while another is decoded."""
 
 
 def ingest(run: Run) -> None:

@@ -23,8 +23,10 @@ STRIP_HEIGHT = 256
 """Rows of a strip: one shard is one strip, so each shard has exactly one writer."""
 
 _CHUNK = 256
-_COARSE = 4  # of the level that is stored: a sixteenth of the pixels, while halves are quickly worked out from all
-_NAME, _COARSE_NAME, _STRIPS = "pixels", f"pixels-{_COARSE}", "strips"
+COARSE = 4
+"""The level that is stored: a sixteenth of the pixels; that of halves is quickly worked out from all of them."""
+
+_NAME, _LEVEL_NAME, _STRIPS = "pixels", f"pixels-{COARSE}", "strips"
 _FIELDS = 2  # lowest and highest finite pixel
 _SHAPE = "shape"  # attribute: of the image, or of the level
 
@@ -44,7 +46,7 @@ class PixelStore:
     def __init__(self, group: zarr.Group) -> None:
         self._group = group
         self._array = open_array(group, _NAME, working=True)
-        self._coarse = open_array(group, _COARSE_NAME, working=True)
+        self._coarse = open_array(group, _LEVEL_NAME, working=True)
         self._strips = Ledger.open(group, _STRIPS)
 
     @classmethod
@@ -52,8 +54,8 @@ class PixelStore:
         """Return an empty store in `group`."""
         height, width, bands = shape
         _create(group, _NAME, shape=shape, dtype=dtype, strip=STRIP_HEIGHT)
-        smaller = (-(-height // _COARSE), -(-width // _COARSE), bands + 1)
-        _create(group, _COARSE_NAME, shape=smaller, dtype="float32", strip=STRIP_HEIGHT // _COARSE)
+        smaller = (-(-height // COARSE), -(-width // COARSE), bands + 1)
+        _create(group, _LEVEL_NAME, shape=smaller, dtype="float32", strip=STRIP_HEIGHT // COARSE)
         Ledger.create(group, _STRIPS, jobs=(-(-height // STRIP_HEIGHT),), fields=_FIELDS)
         return cls(group)
 
@@ -77,7 +79,7 @@ class PixelStore:
     def write_strip(self, index: int, pixels: NDArray) -> None:
         """Write strip `index`, ``(rows, W, C)``, then its row in the ledger; several threads may, each its own."""
         _write(self._array, index, pixels)
-        values, weight = coarsen(pixels, pixel_weight(pixels), factor=_COARSE)
+        values, weight = coarsen(pixels, pixel_weight(pixels), factor=COARSE)
         share = np.ones(values.shape[:2], np.float32) if weight is None else weight
         _write(self._coarse, index, np.concatenate([values, share[:, :, None]], axis=2))
         finite = pixels if pixels.dtype.kind != "f" else pixels[np.isfinite(pixels)]
@@ -92,7 +94,7 @@ class PixelStore:
             strip = Region(y0=index * STRIP_HEIGHT, y1=min((index + 1) * STRIP_HEIGHT, height), x0=0, x1=width)
             try:
                 self.read(strip)
-                self.read_level(level_region(strip, _COARSE), _COARSE)
+                self.read_level(level_region(strip, COARSE), COARSE)
             except StoreError:
                 self._strips.strike((index,))
                 struck += 1
@@ -137,11 +139,11 @@ class PixelStore:
         StoreError
             As `read` does.
         """
-        if factor == _COARSE:
+        if factor == COARSE:
             stored = _read(self._coarse, region)
             share = stored[:, :, -1]
             return stored[:, :, :-1], None if (share == 1).all() else share
-        finer = _COARSE if factor > _COARSE else 1
+        finer = COARSE if factor > COARSE else 1
         times = factor // finer
         height, width, _ = self.shape
         inside = level_region(Region(y0=0, y1=height, x0=0, x1=width), finer)
