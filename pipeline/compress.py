@@ -17,6 +17,7 @@ from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
 from pipeline.recheck import recheck
 from pipeline.run import Run
+from pipeline.tracking import tracked
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError, SourceError, StoreError
 from smartsplat.geometry import block_grid, colors_of
@@ -166,8 +167,11 @@ def execute(
     """Do what is left of a prepared request, each step by `do`; return the report of the finished scene."""
     seconds: dict[str, float] = {}
     if not preparation.finished:
-        with preparation.executor() as executor:
-            for step in steps(preparation, executor, progress=progress):
+        with (
+            tracked(progress, scene=preparation.path, plan=preparation.plan) as watched,
+            preparation.executor() as executor,
+        ):
+            for step in steps(preparation, executor, progress=watched):
                 started = time.perf_counter()
                 do(step)
                 seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
