@@ -33,3 +33,7 @@ class SinkError(SmartsplatError):
 
 class StageIncomplete(SmartsplatError):
     """Some jobs of a stage failed; what succeeded is kept."""
+
+
+class NotRunning(SmartsplatError):
+    """A scene is unfinished, and no run works on it."""
