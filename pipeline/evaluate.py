@@ -143,11 +143,12 @@ def measure(view: SceneView, source: SourceInfo, *, threads: int = 1, progress: 
         )
     progress = progress or NoProgress()
     progress.start("evaluate", total=len(_pieces(view.shape)), done=0)
-    with ThreadPoolExecutor(threads) as pool:
-        scored = _watched(_scored(pool, view, source, ahead=threads), progress)
-        score = _score_of(scored, view.manifest, peak=view.normalization.span)
-    progress.finish()
-    return score
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            scored = _watched(_scored(pool, view, source, ahead=threads), progress)
+            return _score_of(scored, view.manifest, peak=view.normalization.span)
+    finally:
+        progress.finish()
 
 
 def _scored(pool: ThreadPoolExecutor, view: SceneView, source: SourceInfo, *, ahead: int) -> Iterator[PieceScore]:
