@@ -138,6 +138,7 @@ def plan(
 def info(scene: SceneArgument, as_json: Json = False) -> None:
     """Show a scene's shape, grid, counts, bytes, ratios and stored quality."""
     with _exit_codes():
+        from pipeline.tile_quality import extremes
         from storage.scene import Scene
 
         opened = Scene.open(scene)
@@ -158,26 +159,30 @@ def info(scene: SceneArgument, as_json: Json = False) -> None:
             "measured_ratio": opened.measured_ratio if manifest.complete else None,
             "quality": manifest.quality,
             "degraded": list(manifest.degraded),
+            "tile_quality": extremes(opened.tile_psnr()) if manifest.complete else None,
             "digest": manifest.digest,
         }
         _print_values("scene", values, as_json=as_json)
 
 
 @app.command()
-def status(scene: SceneArgument, as_json: Json = False) -> None:
-    """Show which tiles of a scene are done, failed and missing."""
+def status(
+    scene: SceneArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again until the scene is complete.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks, 0.1 or more.", min=0.1)] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Show how far a scene is, how fast its run goes, and which tiles are done, failed and missing."""
     with _exit_codes():
-        from pipeline.status import status as read_status
+        from flows.watch import show_status, watch_status
 
-        found = read_status(scene)
-        if as_json:
-            _print_json(found)
+        if not watch:
+            show_status(scene, as_json=as_json)
             return
-        tiles = found["tiles"]
-        rows = [(stage["stage"], _stage_text(stage)) for stage in found["stages"]]
-        rows += [("tiles done", str(tiles["done"])), ("tiles missing", _some(tiles["missing"]))]
-        rows += [(f"failed: {tile}", reason) for tile, reason in tiles["failed"].items()]
-        _print_rows("complete" if found["complete"] else "unfinished: run compress again to resume", rows)
+        try:
+            watch_status(scene, every=every, as_json=as_json)
+        except KeyboardInterrupt:  # an ordinary end, but the scene is not complete
+            raise typer.Exit(FAILED) from None
 
 
 @app.command()
@@ -200,15 +205,36 @@ def render(
 
 
 @app.command()
-def evaluate(scene: SceneArgument, source: SourceArgument, engine: Engine = "auto", as_json: Json = False) -> None:
-    """Score SCENE against the image it was made from: PSNR, SSIM, MS-SSIM, size."""
+def evaluate(
+    scene: SceneArgument,
+    source: SourceArgument,
+    quality_map: Annotated[
+        Path | None, typer.Option("--map", help="Image to write: the PSNR of each tile, as colors.")
+    ] = None,
+    engine: Engine = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score SCENE against the image it was made from: PSNR, SSIM, MS-SSIM, the worst and best tile, size."""
     with _exit_codes():
+        from pipeline.compress import usable_cores
         from pipeline.decode import open_scene
-        from pipeline.evaluate import evaluate as score
+        from pipeline.evaluate import measure, score_dict
         from storage.source import read_info
 
-        scored = score(open_scene(scene, engine=engine), read_info(source), progress=_progress())
-        _print_values("quality", scored, as_json=as_json)
+        if quality_map is not None:
+            from flows.plots import check_map
+
+            check_map(quality_map)
+        view = open_scene(scene, engine=engine)
+        score = measure(view, read_info(source), threads=usable_cores(), progress=_progress())
+        values = score_dict(view, score)
+        if quality_map is not None:
+            from flows.console import quality_text
+            from flows.plots import plot_tile_psnr
+
+            title = f"{scene.name}, PSNR {quality_text(values['psnr'], decimals=2, unit=' dB')}"
+            plot_tile_psnr(score.tile_psnr, quality_map, grid=view.manifest.grid, title=title)
+        _print_values("quality", values, as_json=as_json)
 
 
 @app.command()
@@ -474,16 +500,6 @@ def _value_text(name: str, value: Any) -> str:
     if name.endswith(("bytes", "budget", "memory")):
         return size_text(value)
     return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def _stage_text(stage: dict[str, Any]) -> str:
-    failed = f", {stage['failed']} failed" if stage["failed"] else ""
-    return f"{stage['done']}/{stage['total']}{failed}"
-
-
-def _some(names: list[str], *, most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return f"{len(names)}" + (f": {shown}" if names else "") + (", ..." if len(names) > most else "")
 
 
 if __name__ == "__main__":

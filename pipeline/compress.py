@@ -19,6 +19,7 @@ from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
 from pipeline.recheck import recheck
 from pipeline.run import Run
+from pipeline.tracking import tracked
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError, SourceError, StoreError
 from smartsplat.geometry import block_grid, colors_of
@@ -185,8 +186,12 @@ def execute(
     seconds: dict[str, float] = {}
     watch = MemoryWatch()
     if not preparation.finished:
-        with preparation.executor() as executor, watch:
-            for step in steps(preparation, executor, progress=progress):
+        with (
+            tracked(progress, scene=preparation.path, plan=preparation.plan) as watched,
+            preparation.executor() as executor,
+            watch,
+        ):
+            for step in steps(preparation, executor, progress=watched):
                 watch.begin(step.stage)
                 started = time.perf_counter()
                 do(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Self
 
@@ -10,18 +11,20 @@ import psutil
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process and its descendants together, bytes.
+def resident_bytes(process: psutil.Process) -> int:
+    """Return the resident memory of a process and its descendants together, bytes.
 
     Pages that processes share count once for each.
+
+    Raises
+    ------
+    psutil.Error
+        If the process has ended.
     """
     total = 0
-    this = psutil.Process()
-    for process in [this, *this.children(recursive=True)]:
-        try:
-            total += process.memory_info().rss
-        except psutil.Error:  # it has ended meanwhile
-            continue
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            total += each.memory_info().rss
     return total
 
 
@@ -62,4 +65,4 @@ class MemoryWatch:
     def _note(self) -> None:
         stage = self._stage
         if stage:
-            self._peaks[stage] = max(self._peaks.get(stage, 0), resident_bytes())
+            self._peaks[stage] = max(self._peaks.get(stage, 0), resident_bytes(psutil.Process()))

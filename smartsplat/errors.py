@@ -37,3 +37,7 @@ class SinkError(SmartsplatError):
 
 class StageIncomplete(SmartsplatError):
     """Some jobs of a stage failed; what succeeded is kept."""
+
+
+class NotRunning(SmartsplatError):
+    """A scene is unfinished, and no run works on it."""

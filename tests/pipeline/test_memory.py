@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 
 from pipeline.compress import compress
 from pipeline.memory import MemoryWatch, resident_bytes
@@ -16,11 +17,11 @@ HOLD = f"import numpy as np, time; held = np.ones({HELD}, np.uint8); print(flush
 
 
 def test_memory_of_a_process_and_its_children_counts_together():
-    before = resident_bytes()
+    before = resident_bytes(psutil.Process())
     with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        both = resident_bytes()
+        both = resident_bytes(psutil.Process())
         child.kill()
     assert both - before > HELD
 
