@@ -99,7 +99,7 @@ class FitConfig:
     stages: int = 10
     stage_pairs: int = 16
     stage_factor: int = 4
-    insert_scale: float = 0.8
+    insert_scale: float = 0.6
     insert_visibility: float = 0.6
     replacements: int = 2
     replaced_share: float = 0.05
