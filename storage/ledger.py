@@ -37,7 +37,14 @@ class Ledger:
         """Return an empty ledger; with `chunk`, rows are written in blocks of that many jobs."""
         chunks = (*(chunk or (1,) * len(jobs)), fields)
         create_array(
-            group, name, shape=(*jobs, fields), chunks=chunks, dtype="float64", fill_value=math.nan, compressors=CHECKED
+            group,
+            name,
+            working=True,
+            shape=(*jobs, fields),
+            chunks=chunks,
+            dtype="float64",
+            fill_value=math.nan,
+            compressors=CHECKED,
         )
         return cls.open(group, name)
 

@@ -94,7 +94,15 @@ class PixelStore:
         self._strips.write((index,), np.array([low, high]))
 
     def recheck(self) -> int:
-        """Strike out finished strips that do not read back; return how many."""
+        """Strike out finished strips that do not read back; return how many.
+
+        Raises
+        ------
+        StoreError
+            If a level is missing altogether.
+        """
+        for factor in _COARSE:
+            self._level(factor)
         height, width, _ = self.shape
         struck = 0
         for index in np.flatnonzero(self.strips_done()).tolist():
@@ -168,6 +176,7 @@ def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype:
     create_array(
         group,
         name,
+        working=True,
         shape=whole,
         dtype=dtype,
         chunks=(strip, _CHUNK, bands),
@@ -175,7 +184,6 @@ def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype:
         compressors=(BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"), Crc32cCodec()),
         fill_value=0,
         attributes={_SHAPE: shape},
-        overwrite=True,
     )
 
 

@@ -71,19 +71,17 @@ class SweepState:
         name = f"{kind}-{sweep}"
         if has_array(group, f"{name}-reports"):
             return cls.open(group, sweep, grid=grid, kind=kind)
-        # What a kill may have left of it must not be taken for reports of this state.
-        shutil.rmtree(folder_of(group, f"{name}-reports"), ignore_errors=True)
         parameters = GEOMETRY_PARAMETERS + bands
         chunk = min(max(1, capacity), _ROWS_A_CHUNK)
         create_array(
             group,
             name,
+            working=True,
             shape=(*grid.shape, max(1, -(-capacity // chunk)) * chunk, parameters),
             chunks=(1, 1, chunk, parameters),
             dtype="float32",
             fill_value=math.nan,
             compressors=CHECKED,
-            overwrite=True,
         )
         Ledger.create(group, f"{name}-reports", jobs=grid.shape, fields=len(REPORT_FIELDS))
         return cls.open(group, sweep, grid=grid, kind=kind)
