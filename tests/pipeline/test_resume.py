@@ -95,14 +95,13 @@ def killed(arguments: list[str], *, lines: int, seconds: float) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["serial", "dask"])
-def test_a_run_killed_again_and_again_ends_with_the_same_bytes(executor, tmp_path, photo, write_tiff, files):
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, photo, write_tiff, files):
     source = write_tiff(tmp_path / "a.tif", photo("china", 70, 100))
     subprocess.run(command(source, tmp_path / "whole.zarr"), check=True, capture_output=True)
     random.seed(3)
     scene, kills = tmp_path / "killed.zarr", 0
     # The first kill falls while libraries are imported or the scene is made, the others into one stage after the other.
-    arguments = command(source, scene, "--executor", executor)
+    arguments = command(source, scene, "--executor", "serial")
     while kills < 4 and killed(
         arguments,
         lines=random.randint(5, 8) if kills else 0,
@@ -114,6 +113,18 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(executor, tmp_pat
     assert files(scene) == files(tmp_path / "whole.zarr")
     assert not list(tmp_path.rglob("*.partial"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "killed.zarr", "whole.zarr"]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_workers_of_which_any_process_is_killed_ends_with_the_same_bytes_and_no_process_left():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.kills", "3", "1"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 kills"), done.stdout
 
 
 @pytest.mark.slow
