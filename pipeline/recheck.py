@@ -15,7 +15,7 @@ from storage.groups import disk_errors, drop_damaged_arrays, has_array, sweep_pa
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, STATE, SweepState, forget, forget_sweeps, latest_sweep, scores_name
+from storage.state import CANDIDATES, STATE, SweepState, forget, forget_sweeps, has_sweep, latest_sweep, scores_name
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
     struck += state.recheck()
     if latest == 0 or state.reports.done().all():
         return struck
-    if has_array(work, f"{STATE}-{latest - 1}-reports"):
+    if has_sweep(work, latest - 1):
         before = SweepState.open(work, latest - 1, grid=scene.grid)
         if before.recheck() == 0 and before.reports.done().all():
             return struck

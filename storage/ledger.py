@@ -102,6 +102,17 @@ class Ledger:
                 continue
         return rows
 
+    def read_complete(self) -> NDArray[np.float64]:
+        """Return every row; raise `StoreError` if one was never written, or is damaged."""
+        rows = self.read_all()
+        missing = np.argwhere(np.isnan(rows[..., 0])).tolist()
+        if missing:
+            raise StoreError(
+                f"{self._array.store_path}: {len(missing)} jobs have no result, the first of them "
+                f"{tuple(missing[0])}; run the same command again"
+            )
+        return rows
+
     def done(self) -> NDArray[np.bool_]:
         """Return which jobs have a row."""
         return ~np.isnan(self.read_all()[..., 0])

@@ -122,7 +122,7 @@ class PixelStore:
 
     def value_range(self) -> tuple[float, float]:
         """Return the lowest and highest finite pixel of all strips; ``(0, 0)`` if there is none."""
-        rows = self._strips.read_all()
+        rows = self._strips.read_complete()
         low, high = float(rows[:, 0].min()), float(rows[:, 1].max())
         return (low, high) if low <= high else (0.0, 0.0)
 

@@ -537,6 +537,44 @@ def bench(tmp_path_factory, photo, write_tiff, quick, serial, files) -> Iterator
         )
 
 
+@pytest.mark.parametrize("left", range(5))
+def test_a_source_that_is_lost_at_any_moment_is_said_to_be(left, bench):
+    machine, fault = Faults(bench), SourceLost(left=left)
+    error = machine.run_with(fault)
+    assert fault.struck
+    fault.check(error, machine)
+    assert not machine.scene.exists(), "of a scene that was made for it nothing is left"
+
+
+@pytest.mark.parametrize(
+    ("array", "digit"),
+    [
+        ("work/pixels-2", r'"shape": \[(\d)'),
+        ("work/strips", r'"chunk_shape": \[(\d)'),
+        ("work/survey", r'"shape": \[(\d)'),
+        ("work/state-1", r'"level": (\d)'),
+        ("work/state-1-reports", r'"shape": \[(\d)'),
+        ("gaussians", r'"color": 0\.0*(\d)'),
+    ],
+)
+def test_a_digit_that_is_wrong_in_metadata_before_anything_is_written_is_noticed_and_done_again(array, digit, bench):
+    """Nothing that was written tells of it: what is written from then on is, or is taken for, something else."""
+    machine = Faults(bench)
+    folder = machine.scene / array
+
+    def kill(access: Access) -> None:
+        if access.ends_a_write and access.paths[-1].parent == folder and access.paths[-1].name.startswith("c."):
+            raise Killed
+
+    assert isinstance(machine.run(kill), Killed)
+    metadata = (folder / "zarr.json").read_text()
+    found = re.search(digit, metadata)
+    assert found, metadata
+    at = found.start(1)
+    (folder / "zarr.json").write_text(f"{metadata[:at]}{(int(metadata[at]) + 1) % 10}{metadata[at + 1 :]}")
+    assert machine.run() is None
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_power_cut_right_after_a_scene_is_finished_takes_nothing_of_it(seed, bench, monkeypatch):
     machine = Faults(bench)
