@@ -501,8 +501,18 @@ class Faults(RuleBasedStateMachine):
             fault.lay(patch)
             return self.run(fault.before, executor=fault.executor)
 
+    def is_finished(self) -> bool:
+        try:
+            return Scene.open(self.scene).manifest.complete
+        except StoreError:
+            return False
+
     def harm(self, harm: Harm) -> None:
-        files = sorted(file for file in self.scene.rglob("*") if file.is_file())
+        # A finished scene is left alone: what is damaged there readers notice, and no run makes it again.
+        folder = self.scene / "work" if self.is_finished() else self.scene
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        if not files:
+            return
         file = files[int(harm.at * len(files))]
         self.manifest_is_harmed |= file == self.scene / "zarr.json"
         harm.strike(file)
