@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv demo test test-fast lint bench clean
+.PHONY: venv demo test test-fast test-long lint bench clean
 
 venv: $(READY)
 
@@ -21,7 +21,10 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-fast: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: venv
+	$(BIN)/python -m pytest -m long
 
 lint: venv
 	$(BIN)/ruff check .

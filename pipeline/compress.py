@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -258,8 +259,7 @@ def prepare(
 def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -> Run:
     """Return the run, having made the scene, or swept up after a killed run."""
     if preparation.exists:
-        scene = Scene.open(preparation.path, writable=True)
-        recheck(scene)
+        scene = recheck(Scene.open(preparation.path, writable=True))
     else:
         scene = Scene.create(preparation.path, _manifest(preparation.plan))
     return Run(
@@ -287,13 +287,8 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
         Step(name="rate of colors", stage="encode", work=lambda: rate.measure_colors(run)),
         Step(name="encode", stage="encode", work=lambda: encode.encode(run)),
         Step(name="evaluate", stage="evaluate", work=lambda: evaluate.score_scene(run)),
-        Step(name="finish", stage="evaluate", work=lambda: _finish(scene)),
+        Step(name="finish", stage="evaluate", work=scene.finish),
     ]
-
-
-def _finish(scene: Scene) -> None:
-    degraded = {job for jobs in scene.degraded().values() for job in jobs}
-    scene.update(complete=True, degraded=tuple(sorted(degraded)))
 
 
 def fit_steps(run: Run, *, new: bool) -> list[Step]:
@@ -390,10 +385,9 @@ def _check_place(path: Path) -> None:
 
 def _check_writable(folder: Path) -> None:
     """Raise `StoreError` if files cannot be made in `folder`; trying is the only test that tells."""
-    probe = folder / f".smartsplat-{os.getpid()}.partial"
-    with disk_errors(folder):
-        probe.touch()
-        probe.unlink()
+    # A file without a name, where there are such: a kill leaves nothing.
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def usable_cores() -> int:

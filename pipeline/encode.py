@@ -26,7 +26,7 @@ def encode(run: Run) -> None:
     """Write every shard that is not there yet, then the table of tiles."""
     scene, steps = run.scene, final_steps(run)
     work = scene.work(writable=True)
-    capacity = int(_settled(work, run.plan, scene).reports.read_all()[..., 0].max())
+    capacity = int(_settled(work, run.plan, scene).reports.read_complete()[..., 0].max())
     with disk_errors(scene.path):
         ledger = Ledger.open_or_create(work, "encoded", jobs=scene.grid.shape, fields=2, chunk=scene.shard_shape)
         scene.create_gaussians(steps, capacity=capacity)
@@ -39,7 +39,7 @@ def encode(run: Run) -> None:
         [ShardJob(plan=run.plan, path=str(scene.path), where=where, steps=steps) for where in missing],
         done=len(shards) - len(missing),
     )
-    scene.write_tiles(ledger.read_all().astype(np.int32))
+    scene.write_tiles(ledger.read_complete().astype(np.int32))
     budget = run.plan.byte_budget
     if budget is not None and scene.nbytes > budget:
         raise BudgetError(f"{scene.path}: {scene.nbytes} bytes written, {budget} allowed: please report this as a bug")

@@ -29,7 +29,7 @@ from smartsplat.schedule import FitPass, InsertPass
 from storage.groups import disk_errors
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import REPORT_FIELDS, SweepState, bounding_box, forget_sweeps, latest_sweep
+from storage.state import REPORT_FIELDS, SweepState, bounding_box, forget_sweeps, has_sweep, latest_sweep
 
 SETTLE = "settle"
 """Name of the stage in which shapes are quantised, and colors solved for what that did."""
@@ -129,9 +129,12 @@ def begin_sweep(run: Run, sweep: int, *, capacity: int | None = None, kept: int 
     """
     work, grid = run.scene.work(writable=True), run.scene.grid
     with disk_errors(run.scene.path):
-        if capacity is None:
-            capacity = SweepState.open(work, sweep - 1, grid=grid).rows.shape[2]
-        state = SweepState.open_or_create(work, sweep, grid=grid, capacity=capacity, bands=run.scene.bands)
+        if has_sweep(work, sweep):  # those before may be lost by now, and need not be there if this one is complete
+            state = SweepState.open(work, sweep, grid=grid)
+        else:
+            if capacity is None:
+                capacity = SweepState.open(work, sweep - 1, grid=grid).rows.shape[2]
+            state = SweepState.open_or_create(work, sweep, grid=grid, capacity=capacity, bands=run.scene.bands)
         forget_sweeps(work, before=sweep - kept)
     return state
 

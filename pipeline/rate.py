@@ -127,7 +127,7 @@ def _measure(run: Run, stage: str, *, ledger: str, sweep: int, ladder: tuple[Ste
 
 def _finest_that_fits(run: Run, ledger: str, factors: tuple[float, ...]) -> float:
     assert run.plan.byte_budget is not None
-    sizes = Ledger.open(run.scene.work(), ledger).read_all()
+    sizes = Ledger.open(run.scene.work(), ledger).read_complete()
     totals = sizes.sum(axis=(0, 1)) + _container_bytes(run.scene)
     fits = np.flatnonzero(totals <= FILL_AIM * run.plan.byte_budget)
     if not len(fits):

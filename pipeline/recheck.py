@@ -11,31 +11,38 @@ from numpy.typing import NDArray
 from smartsplat.errors import StoreError
 from smartsplat.geometry import TileId
 from smartsplat.schedule import InsertPass
-from storage.groups import disk_errors, has_array, sweep_partials
+from storage.groups import disk_errors, drop_damaged_arrays, has_array, sweep_partials
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import CANDIDATES, STATE, SweepState, forget, forget_sweeps, latest_sweep, scores_name
+from storage.state import CANDIDATES, STATE, SweepState, forget, forget_sweeps, has_sweep, latest_sweep, scores_name
 
 logger = logging.getLogger(__name__)
 
 
-def recheck(scene: Scene) -> None:
-    """Sweep up after a killed run, and strike out what is damaged: strips, tiles of any sweep, shards.
+def recheck(scene: Scene) -> Scene:
+    """Return the scene, swept up after a killed run, and without what is damaged: strips, tiles of any sweep, shards.
 
     A job's inputs are fixed by its place in the schedule, so redoing it gives what the first attempt gave, and what was
-    made from that stays valid.
+    made from that stays valid. If so much is lost that the rest cannot be told to be sound, all is done again.
     """
-    sweep_partials(scene.path)
     with disk_errors(scene.path):
-        struck = _strike_damaged(scene)
+        sweep_partials(scene.path)
+        try:
+            struck = _strike_damaged(scene)
+        except StoreError as error:
+            logger.warning("%s; the scene is begun anew", error)
+            return scene.created_anew()
     if struck:
         logger.warning("%s: %d damaged pieces of an earlier run are done again", scene.path, struck)
+    return scene
 
 
 def _strike_damaged(scene: Scene) -> int:
     work = scene.work(writable=True)
-    struck = PixelStore.open(work).recheck() if has_array(work, "strips") else 0
+    struck = drop_damaged_arrays(work)
+    if has_array(work, "strips"):
+        struck += PixelStore.open(work).recheck()
     latest = latest_sweep(work)
     if latest is not None:
         struck += _recheck_fit(scene, work, latest)
@@ -58,7 +65,7 @@ def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
     struck += state.recheck()
     if latest == 0 or state.reports.done().all():
         return struck
-    if has_array(work, f"{STATE}-{latest - 1}-reports"):
+    if has_sweep(work, latest - 1):
         before = SweepState.open(work, latest - 1, grid=scene.grid)
         if before.recheck() == 0 and before.reports.done().all():
             return struck
@@ -84,9 +91,9 @@ def _strike_without_candidates(work: zarr.Group, sweep: int, state: SweepState) 
 
 def _recheck_shards(scene: Scene, ledger: Ledger) -> int:
     rows = ledger.read_all()
-    struck = 0
+    struck, sound = 0, scene.has_gaussians()
     for where in scene.shards():
-        if not np.isnan(rows[where]).any() and not _reads_back(scene, where, rows):
+        if not np.isnan(rows[where]).any() and not (sound and _reads_back(scene, where, rows)):
             ledger.strike(where)
             struck += 1
     return struck

@@ -46,7 +46,7 @@ def survey_one(job: TileJob) -> None:
 
 def sampling_plan(run: Run) -> SamplingPlan:
     """Return the share of each tile, worked out from the survey."""
-    rows = _survey(run).read_all().reshape(-1, len(_FIELDS))
+    rows = _survey(run).read_complete().reshape(-1, len(_FIELDS))
     stats = [TileStats(pixels=int(row[0]), **dict(zip(_FIELDS[1:], row[1:].tolist(), strict=True))) for row in rows]
     height, width, _ = run.scene.manifest.shape
     return plan_sampling(stats, height=height, width=width, count=run.plan.start_count, config=run.plan.config.sampling)

@@ -37,7 +37,14 @@ class Ledger:
         """Return an empty ledger; with `chunk`, rows are written in blocks of that many jobs."""
         chunks = (*(chunk or (1,) * len(jobs)), fields)
         create_array(
-            group, name, shape=(*jobs, fields), chunks=chunks, dtype="float64", fill_value=math.nan, compressors=CHECKED
+            group,
+            name,
+            working=True,
+            shape=(*jobs, fields),
+            chunks=chunks,
+            dtype="float64",
+            fill_value=math.nan,
+            compressors=CHECKED,
         )
         return cls.open(group, name)
 
@@ -93,6 +100,17 @@ class Ledger:
                 rows[block] = np.asarray(self._array[block])
             except ValueError:
                 continue
+        return rows
+
+    def read_complete(self) -> NDArray[np.float64]:
+        """Return every row; raise `StoreError` if one was never written, or is damaged."""
+        rows = self.read_all()
+        missing = np.argwhere(np.isnan(rows[..., 0])).tolist()
+        if missing:
+            raise StoreError(
+                f"{self._array.store_path}: {len(missing)} jobs have no result, the first of them "
+                f"{tuple(missing[0])}; run the same command again"
+            )
         return rows
 
     def done(self) -> NDArray[np.bool_]:

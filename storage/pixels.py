@@ -106,7 +106,7 @@ class PixelStore:
 
     def value_range(self) -> tuple[float, float]:
         """Return the lowest and highest finite pixel of all strips; ``(0, 0)`` if there is none."""
-        rows = self._strips.read_all()
+        rows = self._strips.read_complete()
         low, high = float(rows[:, 0].min()), float(rows[:, 1].max())
         return (low, high) if low <= high else (0.0, 0.0)
 
@@ -161,6 +161,7 @@ def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype:
     create_array(
         group,
         name,
+        working=True,
         shape=whole,
         dtype=dtype,
         chunks=(strip, _CHUNK, bands),
@@ -168,7 +169,6 @@ def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype:
         compressors=(BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"), Crc32cCodec()),
         fill_value=0,
         attributes={_SHAPE: shape},
-        overwrite=True,
     )
 
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -35,14 +36,15 @@ from smartsplat.geometry import Region, TileGrid, TileId
 from smartsplat.normalization import Normalization
 from smartsplat.schedule import FitPass, InsertPass, schedule
 from storage.codecs import GaussiansCodec
+from storage.durable import sync, sync_tree
 from storage.groups import (
     CHECKED,
+    WAY_OUT,
     compact_metadata,
     create_array,
     create_group,
     disk_errors,
     drop_chunk,
-    has_array,
     open_array,
     open_group,
     tree_bytes,
@@ -144,7 +146,7 @@ class Manifest:
             If there is none, it is damaged, or its format version is unknown.
         """
         if _ATTRIBUTE not in attributes:
-            raise StoreError(f"{path}: exists and is not a scene (a Zarr group of another kind)")
+            raise StoreError(f"{path}: exists and is not a scene (a Zarr group of another kind); {WAY_OUT}")
         values = dict(attributes[_ATTRIBUTE])
         version, checksum = values.get("format"), values.pop("checksum", None)
         if version != SCENE_FORMAT:
@@ -153,7 +155,7 @@ class Manifest:
                 "upgrade smartsplat"
             )
         if not _is_digest(checksum, values):
-            raise StoreError(f"{path}: the scene's attributes are damaged (their checksum does not match)")
+            raise StoreError(f"{path}: the scene's attributes are damaged (their checksum does not match); {WAY_OUT}")
         del values["format"]
         height, width, bands = values.pop("shape")
         config, normalization = SceneConfig.from_dict(values.pop("config")), values.pop("normalization")
@@ -202,15 +204,23 @@ class Scene:
         """
         for leftover in path.parent.glob(f".{path.name}.*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = _partial(path)
         try:
             with disk_errors(path):
                 create_group(partial, manifest.to_attributes())
                 create_group(partial / WORK, {})
                 partial.rename(path)
+                sync(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return cls.open(path, writable=True)
+
+    def created_anew(self) -> Scene:
+        """Return a new scene in the place of this unfinished one, of which nothing but the plan is kept."""
+        manifest = dataclasses.replace(self.manifest, normalization=None, arrays={}, quality=None)
+        with disk_errors(self.path):
+            self.path.rename(_partial(self.path))
+        return Scene.create(self.path, manifest)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> Scene:
@@ -249,6 +259,13 @@ class Scene:
         self.manifest = dataclasses.replace(self.manifest, **changes)
         with disk_errors(self.path), compact_metadata():
             self._group.attrs.update(self.manifest.to_attributes())
+
+    def finish(self) -> None:
+        """Mark the scene as complete: once this is on the disk, all of it is, and needs its working data no more."""
+        with disk_errors(self.path):
+            sync_tree(self.path, without=WORK)
+        degraded = {job for jobs in self.degraded().values() for job in jobs}
+        self.update(complete=True, degraded=tuple(sorted(degraded)))
 
     # --- working data -------------------------------------------------------------------------------------------
 
@@ -298,8 +315,8 @@ class Scene:
     # --- tiles --------------------------------------------------------------------------------------------------
 
     def create_gaussians(self, steps: Steps, *, capacity: int) -> None:
-        """Make the array of Gaussians, unless it is there already."""
-        if has_array(self._group, _GAUSSIANS):
+        """Make the array of Gaussians, unless it is there already and sound."""
+        if self.has_gaussians():
             return
         rows, cols = self.grid.shape
         parameters = GEOMETRY_PARAMETERS + self.bands
@@ -316,6 +333,14 @@ class Scene:
             compressors=(Crc32cCodec(),),
             dimension_names=("row", "col", "gaussian", "parameter"),
         )
+        self._arrays.pop(_GAUSSIANS, None)
+        self.update(arrays={_GAUSSIANS: self._array_digest(_GAUSSIANS)})
+
+    def has_gaussians(self) -> bool:
+        """Return whether the array of Gaussians is there, and its metadata is what was written."""
+        with contextlib.suppress(StoreError):
+            return self.manifest.arrays.get(_GAUSSIANS) == self._array_digest(_GAUSSIANS)
+        return False
 
     @property
     def steps(self) -> Steps:
@@ -360,7 +385,6 @@ class Scene:
                 dtype="int32",
                 compressors=CHECKED,
                 fill_value=_UNKNOWN,
-                overwrite=True,
             )[:] = np.dstack([table, np.full(table.shape[:2], _UNKNOWN, np.int32)])
         self._arrays.pop(_TILES, None)
         self.update(arrays={name: self._array_digest(name) for name in (_GAUSSIANS, _TILES)})
@@ -454,6 +478,11 @@ class Scene:
             return digest_of(json.loads((self.path / name / "zarr.json").read_bytes()))
         except (OSError, ValueError) as error:
             raise StoreError(f"{self.path}: the metadata of array '{name}' is missing or damaged") from error
+
+
+def _partial(path: Path) -> Path:
+    """Return the name of a scene that is being made, or deleted."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def tiles_reaching(scene_tiles: NDArray[np.int32], grid: TileGrid, region: Region, *, slack: int) -> list[TileId]:

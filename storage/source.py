@@ -243,9 +243,7 @@ def _fingerprint(path: str) -> str:
             file.seek(max(0, size - _FINGERPRINT_BYTES))
             tail = file.read(_FINGERPRINT_BYTES)
     except OSError as error:
-        raise SourceError(
-            f"{path}: {(error.strerror or str(error)).lower()}; check its name and permissions"
-        ) from error
+        raise _unopened(path, error) from error
     if size == 0:
         raise SourceError(f"{path}: the file is empty; copy or download it again")
     return hashlib.sha256(str(size).encode() + head + tail).hexdigest()[:16]
@@ -305,6 +303,10 @@ def _log_unread(path: str, image: Any, header: _TiffHeader | None) -> None:
         logger.warning("%s: interlaced or progressive, so it is decoded whole, in memory", path)
 
 
+def _unopened(path: str, error: OSError) -> SourceError:
+    return SourceError(f"{path}: {(error.strerror or str(error)).lower()}; check its name and permissions")
+
+
 def _unreadable(path: str, error: Exception, *, where: str = "") -> SourceError:
     cause = cause_of(error)
     for pattern, meaning, way_out in _CAUSES:
@@ -342,9 +344,12 @@ class _TiffHeader:
 
 def _tiff_header(path: str) -> _TiffHeader | None:
     """Return the header of the first page, checked; none if the file is no TIFF."""
-    with Path(path).open("rb") as file:
-        if file.read(4) not in _TIFF_MAGIC:
-            return None
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(4) not in _TIFF_MAGIC:
+                return None
+    except OSError as error:
+        raise _unopened(path, error) from error
     try:
         header = _parse_tiff(path)
     except Exception as error:  # a damaged header makes the parser raise nearly anything

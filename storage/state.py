@@ -69,21 +69,19 @@ class SweepState:
     ) -> SweepState:
         """Return the state of `sweep` in `group`, made on first use with room for `capacity` Gaussians a tile."""
         name = f"{kind}-{sweep}"
-        if has_array(group, f"{name}-reports"):
+        if has_sweep(group, sweep, kind=kind):
             return cls.open(group, sweep, grid=grid, kind=kind)
-        # What a kill may have left of it must not be taken for reports of this state.
-        shutil.rmtree(folder_of(group, f"{name}-reports"), ignore_errors=True)
         parameters = GEOMETRY_PARAMETERS + bands
         chunk = min(max(1, capacity), _ROWS_A_CHUNK)
         create_array(
             group,
             name,
+            working=True,
             shape=(*grid.shape, max(1, -(-capacity // chunk)) * chunk, parameters),
             chunks=(1, 1, chunk, parameters),
             dtype="float32",
             fill_value=math.nan,
             compressors=CHECKED,
-            overwrite=True,
         )
         Ledger.create(group, f"{name}-reports", jobs=grid.shape, fields=len(REPORT_FIELDS))
         return cls.open(group, sweep, grid=grid, kind=kind)
@@ -195,9 +193,14 @@ def bounding_box(tiles: Sequence[TileId]) -> tuple[slice, slice]:
 def latest_sweep(group: zarr.Group) -> int | None:
     """Return the highest sweep that was begun; None if none was."""
     return max(
-        (sweep for (kind, sweep), name in _kept(group) if kind == STATE and has_array(group, f"{name}-reports")),
+        (sweep for (kind, sweep), _ in _kept(group) if kind == STATE and has_sweep(group, sweep)),
         default=None,
     )
+
+
+def has_sweep(group: zarr.Group, sweep: int, *, kind: str = STATE) -> bool:
+    """Return whether what there is to keep of a sweep is there, both of its arrays."""
+    return all(has_array(group, f"{kind}-{sweep}{part}") for part in ("", "-reports"))
 
 
 def scores_name(sweep: int) -> str:

@@ -108,3 +108,15 @@ def test_rows_of_two_processes_writing_at_once_all_survive(group, tmp_path):
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     rows = Ledger.open(open_group(tmp_path / "g"), "l").read_all()
     np.testing.assert_array_equal(rows, [[index, index % 2] for index in range(40)])
+
+
+def test_all_rows_are_read_only_if_all_are_there(group, tmp_path):
+    ledger = Ledger.create(group, "l", jobs=(2, 3), fields=2)
+    for index in np.ndindex(2, 3):
+        with pytest.raises(StoreError, match=rf"{6 - 3 * index[0] - index[1]} jobs have no result, .* run the same"):
+            ledger.read_complete()
+        ledger.write(index, np.array([index[0], index[1]], float))
+    np.testing.assert_array_equal(ledger.read_complete(), np.moveaxis(np.indices((2, 3)), 0, 2))
+    (tmp_path / "g" / "l" / "c.1.2.0").unlink()
+    with pytest.raises(StoreError, match=r"1 jobs have no result, the first of them \(1, 2\)"):
+        ledger.read_complete()

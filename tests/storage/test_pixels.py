@@ -88,6 +88,12 @@ def test_a_store_opened_again_is_the_same(noisy):
     assert store.recheck() == 0
 
 
+def test_the_range_of_pixels_is_not_told_while_a_strip_is_missing(tmp_path):
+    store = staged(tmp_path / "g", noise((HEIGHT, WIDTH, 1), "uint8"), order=[2, 0])
+    with pytest.raises(StoreError, match="1 jobs have no result"):
+        store.value_range()
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (256, 256, 1), (257, 3, 4), (5, 700, 3)])
 def test_every_dtype_and_shape_reads_back(tmp_path, dtype, shape):

@@ -27,7 +27,7 @@ PARTS = [
 def stored(request, tmp_path):
     """An array of working data, cut by its edges, with what was written to it, and its folder."""
     group = create_group(tmp_path / "g", {})
-    create_array(group, "a", shape=(30, 45), dtype="float32", fill_value=0, **request.param)
+    create_array(group, "a", working=True, shape=(30, 45), dtype="float32", fill_value=0, **request.param)
     values = np.random.default_rng(0).random((30, 45)).astype(np.float32)
     array = open_array(group, "a", working=True)
     array[:] = values
