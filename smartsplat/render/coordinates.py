@@ -49,6 +49,16 @@ class Frames:
         return step
 
 
+def frames_of(scales: _Doubles, rotations: _Doubles) -> Frames:
+    """Return the frames of scales ``(N, 2)`` and rotations ``(N,)``, float64."""
+    cos, sin = np.cos(rotations), np.sin(rotations)
+    return Frames(
+        along_y=np.stack([cos, -sin], axis=1) / scales,
+        along_x=np.stack([sin, cos], axis=1) / scales,
+        shapes=shapes_of(scales),
+    )
+
+
 def shapes_of(scales: _Doubles) -> _Doubles:
     """Return `Frames.shapes` of scales ``(N, 2)``."""
     first, second = scales.T

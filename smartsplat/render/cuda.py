@@ -17,7 +17,7 @@ from torch import Tensor
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.binning import place
-from smartsplat.render.coordinates import Frames, shapes_of
+from smartsplat.render.coordinates import Frames, frames_of
 from smartsplat.render.cpu import to_image, to_planes
 from smartsplat.render.device import DeviceOperators, engine_device
 from smartsplat.render.lanes import LANES
@@ -134,17 +134,8 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
         device=DeviceOperators(
             placed=placed, colors=torch.from_numpy(colors).to(where), height=region.height, width=region.width
         ),
-        frames=_frames(scales.astype(np.float64), rotations.astype(np.float64)),
+        frames=frames_of(scales.astype(np.float64), rotations.astype(np.float64)),
         region=region,
-    )
-
-
-def _frames(scales: NDArray[np.float64], rotations: NDArray[np.float64]) -> Frames:
-    cos, sin = np.cos(rotations), np.sin(rotations)
-    return Frames(
-        along_y=np.stack([cos, -sin], axis=1) / scales,
-        along_x=np.stack([sin, cos], axis=1) / scales,
-        shapes=shapes_of(scales),
     )
 
 
