@@ -44,13 +44,15 @@ _SQUARE = tl.constexpr(1 / UNIT**2)
 
 
 @triton.jit
-def _weigh(geometry, i, y, x, cut):
-    """Return Gaussian `i`'s weights at rows `y` and columns `x`, 0 beyond its footprint, and its ``u`` and ``v``."""
-    row = geometry + i * _COLUMNS
-    dy = (y - tl.load(row)) + tl.load(row + 2)
-    dx = (x - tl.load(row + 1)) + tl.load(row + 3)
-    u = (tl.load(row + 4) * dy)[:, None] + (tl.load(row + 5) * dx)[None, :]
-    v = (tl.load(row + 6) * dy)[:, None] + (tl.load(row + 7) * dx)[None, :]
+def _weigh(gaussian, y, x, cut):
+    """Return a Gaussian's weights at rows `y` and columns `x`, 0 beyond its footprint, and its ``u`` and ``v`` there.
+
+    `gaussian` is its row of the geometry, as a tuple.
+    """
+    dy = (y.to(tl.float32) - gaussian[0]) + gaussian[2]
+    dx = (x.to(tl.float32) - gaussian[1]) + gaussian[3]
+    u = (gaussian[4] * dy)[:, None] + (gaussian[5] * dx)[None, :]
+    v = (gaussian[6] * dy)[:, None] + (gaussian[7] * dx)[None, :]
     power = -(u * u) - v * v  # negated here, the sign costs no instruction
     return tl.where(power >= -cut, tl.exp2(power), 0.0), u, v
 
@@ -110,7 +112,10 @@ def draw(
     totals = (tl.zeros([ROWS, COLUMNS], tl.float32),) * BANDS
     for j in range(tl.load(starts + pid), tl.load(starts + pid + 1)):
         i = tl.load(items + j)
-        weights, u, v = _weigh(geometry, i, y.to(tl.float32), x.to(tl.float32), cut)
+        gaussian = ()
+        for k in tl.static_range(_COLUMNS):
+            gaussian = gaussian + (tl.load(geometry + i * _COLUMNS + k),)
+        weights, u, v = _weigh(gaussian, y, x, cut)
         color = colors + i * stride + first
         added = ()
         if steps is not None:
@@ -180,7 +185,12 @@ def gather_strips(
     """
     part = tl.load(order + tl.program_id(0))
     i = tl.load(parts + part * 3)
-    color = colors + i * stride + first
+    gaussian = ()
+    for k in tl.static_range(_COLUMNS):
+        gaussian = gaussian + (tl.load(geometry + i * _COLUMNS + k),)
+    color = ()
+    for band in tl.static_range(BANDS):
+        color = color + (tl.load(colors + i * stride + first + band),)
     sums = (tl.zeros([ROWS, COLUMNS], tl.float32),) * (5 + BANDS)
     for strip in range(tl.load(parts + part * 3 + 1), tl.load(parts + part * 3 + 2)):
         y = tl.load(strips + strip * 3) + tl.arange(0, ROWS)
@@ -188,14 +198,14 @@ def gather_strips(
         for left in range(tl.load(strips + strip * 3 + 1), end, COLUMNS):
             x = left + tl.arange(0, COLUMNS)
             inside = (y < height)[:, None] & (x < end)[None, :]
-            weights, u, v = _weigh(geometry, i, y.to(tl.float32), x.to(tl.float32), cut)
+            weights, u, v = _weigh(gaussian, y, x, cut)
             at = planes + y[:, None] * width + x[None, :]
             pull = tl.zeros([ROWS, COLUMNS], tl.float32)
             seen = ()
             for band in tl.static_range(BANDS):
                 pixels = tl.load(at, mask=inside, other=0.0)
                 at += plane
-                pull += tl.load(color + band) * pixels
+                pull += color[band] * pixels
                 seen = seen + (sums[5 + band] + weights * pixels,)
             pull *= weights
             pull_u = pull * u
@@ -242,7 +252,10 @@ def gather_bins(
         at += plane
     for j in range(tl.load(starts + pid), tl.load(starts + pid + 1)):
         i = tl.load(items + j)
-        weights, u, v = _weigh(geometry, i, y.to(tl.float32), x.to(tl.float32), cut)
+        gaussian = ()
+        for k in tl.static_range(_COLUMNS):
+            gaussian = gaussian + (tl.load(geometry + i * _COLUMNS + k),)
+        weights, u, v = _weigh(gaussian, y, x, cut)
         color = colors + i * stride + first
         pull = tl.zeros([ROWS, COLUMNS], tl.float32)
         seen = ()

@@ -5,6 +5,9 @@ Compiled: ``TRITON_INTERPRET=0 python -m pytest -m gpu``.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -279,3 +282,10 @@ def test_without_torch_or_triton_the_message_says_what_to_install(monkeypatch, n
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"torch and triton not installed \(pip install 'smartsplat\[gpu\]'\)"):
         resolve_engine("cuda")
+
+
+def test_torch_is_not_loaded_where_there_is_no_card():
+    code = "import sys; from smartsplat import render; render._CARDS = (); render.resolve_engine('auto'); "
+    code += "sys.exit('torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
