@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
     arguments = parser.parse_args()
+    if not (INTERPRETED or torch.cuda.is_available()):
+        parser.error(f"torch {torch.__version__} finds no CUDA device (TRITON_INTERPRET=1 tries the script without)")
     found: dict[str, Any] = {"machine": machine(arguments.commit), "failed": []}
     print(json.dumps(found["machine"]), flush=True)
     tuning = DEFAULT_TUNING
