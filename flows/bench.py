@@ -14,14 +14,13 @@ import numpy as np
 
 from flows.engine_scene import PAIRS_A_PIXEL, engine_scene
 from flows.settings import scene_config
+from pipeline.executors import keep_freed_memory
 from pipeline.plan import Resources
 from pipeline.progress import Progress
 from pipeline.trial import Trial, run_trial
 from smartsplat.budget import gaussian_count
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError
-from smartsplat.gaussians import Gaussians
-from smartsplat.geometry import Region
 from storage.source import read_info
 
 _REPEATS = 9
@@ -130,55 +129,54 @@ def engine(sides: Sequence[int] = (1024, 4096)) -> list[dict[str, Any]]:
     """Return the median cost of each operator of the CPU engine, by size of image and number of threads.
 
     Each row has ``side``, ``threads``, ``operator``, ``ms_per_megapixel`` and ``ns_per_pair``, a pair being a Gaussian
-    and a pixel of its footprint.
+    and a pixel of its footprint. The sizes take turns, so that none finds its pixels in the cache.
     """
     import numba
 
+    keep_freed_memory()
     most = numba.get_num_threads()
+    calls = {(side, operator): call for side in sides for operator, call in _operator_calls(side).items()}
     rows: list[dict[str, Any]] = []
-    for side in sides:
-        gaussians, region = engine_scene(side)
-        for threads in sorted({1, most}):
-            numba.set_num_threads(threads)
-            for operator, seconds in _operator_seconds(gaussians, region).items():
-                megapixels = side * side / 1e6
-                rows.append(
-                    {
-                        "side": side,
-                        "threads": threads,
-                        "operator": operator,
-                        "ms_per_megapixel": 1e3 * seconds / megapixels,
-                        "ns_per_pair": 1e9 * seconds / (PAIRS_A_PIXEL * side * side),
-                    }
-                )
+    for threads in sorted({1, most}):
+        numba.set_num_threads(threads)
+        for (side, operator), seconds in zip(calls, median_seconds(list(calls.values())), strict=True):
+            rows.append(
+                {
+                    "side": side,
+                    "threads": threads,
+                    "operator": operator,
+                    "ms_per_megapixel": 1e9 * seconds / side**2,
+                    "ns_per_pair": 1e9 * seconds / (PAIRS_A_PIXEL * side**2),
+                }
+            )
     return rows
 
 
-def _operator_seconds(gaussians: Gaussians, region: Region) -> dict[str, float]:
+def _operator_calls(side: int) -> dict[str, Callable[[], object]]:
     from smartsplat.render.cpu import operators
 
+    gaussians, region = engine_scene(side)
     at = operators(gaussians, region)
-    planes, target, other = (at.new_planes(gaussians.bands) for _ in range(3))
+    planes, target = (at.new_planes(gaussians.bands) for _ in range(2))
     at.draw(target)
     step = np.ones((len(gaussians), 5 + gaussians.bands))
-    calls: dict[str, Callable[[], object]] = {
+    return {
         "prepare": lambda: operators(gaussians, region),
         "render": lambda: at.draw(planes),
-        "jvp": lambda: at.draw_change(other, step),
+        "jvp": lambda: at.draw_change(planes, step),
         "vjp": lambda: at.gather(target),
     }
-    return {name: median_seconds(call) for name, call in calls.items()}
 
 
-def median_seconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call, after one that is not counted."""
-    call()
-    seconds: list[float] = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+def median_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Return the median time of each call; they take turns, after one turn that is not counted."""
+    seconds = np.empty((1 + _REPEATS, len(calls)))
+    for turn in seconds:
+        for index, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            turn[index] = time.perf_counter() - started
+    return np.median(seconds[1:], axis=0).tolist()
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -18,7 +18,6 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.optimize import begin_sweep, blocks_missing, is_over, stage_name
-from pipeline.propose import count_row
 from pipeline.run import Run, TileJob, tile_job
 from smartsplat.errors import StoreError
 from smartsplat.gaussians import Gaussians, concatenate
@@ -33,7 +32,7 @@ from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.scene import Scene
-from storage.state import CANDIDATES, SweepState, latest_sweep, scores_name
+from storage.state import CANDIDATES, SweepState, count_report, latest_sweep, scores_name
 
 _TILES_A_SIDE = 4  # of a job's block: there is little to do for a tile
 
@@ -114,7 +113,7 @@ def insert_one(job: InsertJob) -> None:
     ]
     with disk_errors(scene.path):
         state = SweepState.open(group, job.sweep, grid=grid)
-        state.write_all(tiles, written, [count_row(len(one)) for one in written])
+        state.write_all(tiles, written, [count_report(len(one)) for one in written])
 
 
 def _inserted(own: Gaussians, candidates: Gaussians, share: Share, *, core: Region, job: InsertJob) -> Gaussians:

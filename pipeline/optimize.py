@@ -49,15 +49,12 @@ class BlockJob:
         What to do in this sweep.
     steps
         If given, shapes are first quantised with these, and stay as they are then.
-    insertion
-        If the next pass is one: what it might add is to be found.
     """
 
     tile: TileJob
     sweep: int
     work: FitPass
     steps: Steps | None = None
-    insertion: InsertPass | None = None
 
     def __str__(self) -> str:
         return str(self.tile) if self.work.factor == 1 else f"block {self.tile.tile} at 1/{self.work.factor}"
@@ -77,9 +74,7 @@ def stage_name(sweep: int, passes: Sequence[FitPass | InsertPass]) -> str:
 def fit_phase(run: Run, sweep: int, work: FitPass, color: int) -> None:
     """Fit the blocks of one colour in one sweep, those that are not done yet."""
     name = f"{stage_name(sweep, run.plan.passes)}, phase {color + 1}"
-    following = run.plan.passes[sweep] if sweep < len(run.plan.passes) else None
-    insertion = following if isinstance(following, InsertPass) else None
-    _phase(run, name, sweep=sweep, color=color, work=work, insertion=insertion)
+    _phase(run, name, sweep=sweep, color=color, work=work, steps=None)
 
 
 def settle_phase(run: Run, color: int) -> None:
@@ -123,18 +118,10 @@ def begin_sweep(run: Run, sweep: int, *, capacity: int | None = None, kept: int 
     return state
 
 
-def _phase(
-    run: Run,
-    name: str,
-    *,
-    sweep: int,
-    color: int,
-    work: FitPass,
-    steps: Steps | None = None,
-    insertion: InsertPass | None = None,
-) -> None:
+def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps: Steps | None) -> None:
     if is_over(run, sweep):
         return
+    insertion = run.plan.insertion_after(sweep)
     if insertion is not None:
         begin_candidates(run, sweep + 1, insertion)
     done, grid = begin_sweep(run, sweep).reports.done(), run.scene.grid
@@ -148,10 +135,7 @@ def _phase(
     run.run_stage(
         name,
         fit_one,
-        [
-            BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps, insertion=insertion)
-            for block in missing
-        ],
+        [BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps) for block in missing],
         done=len(wanted) - len(missing),
         note=_psnr_note,
     )
@@ -178,7 +162,7 @@ def fit_one(job: BlockJob) -> FitReport:
         around[_sweep_seen(other, block, grid=grid, blocks=blocks, sweep=job.sweep)].append(other)
     before = states[job.sweep - 1].read_all([*tiles, *around[job.sweep - 1]])
     own, frozen = before[: len(tiles)], [*before[len(tiles) :], *states[job.sweep].read_all(around[job.sweep])]
-    config = job.tile.plan.config.fit
+    config, insertion = job.tile.plan.config.fit, job.tile.plan.insertion_after(job.sweep)
     fitted = fit_tiles(
         target,
         own if job.steps is None else [requantized(one, job.steps) for one in own],
@@ -190,17 +174,9 @@ def fit_one(job: BlockJob) -> FitReport:
         engine=job.tile.engine,
     )
     with disk_errors(scene.path):
-        if job.insertion is not None:
+        if insertion is not None:
             write_candidates(
-                group,
-                grid,
-                job.sweep + 1,
-                job.insertion,
-                tiles=tiles,
-                fitted=fitted.gaussians,
-                left_over=fitted.left_over(),
-                target=target,
-                config=config,
+                group, grid, job.sweep + 1, insertion, tiles=tiles, fitted=fitted, target=target, config=config
             )
         rows = [_row(fitted.report, one, first=index == 0) for index, one in enumerate(fitted.gaussians)]
         states[job.sweep].write_all(tiles, fitted.gaussians, rows)

@@ -103,6 +103,11 @@ class ScenePlan:
         """What the fit does, in order; the first writes sweep 1."""
         return schedule(self.config.fit, count=self.count, base_scale=self.base_scale)
 
+    def insertion_after(self, sweep: int) -> InsertPass | None:
+        """Return the pass after `sweep`, if it is an insertion."""
+        following = self.passes[sweep : sweep + 1]
+        return next((each for each in following if isinstance(each, InsertPass)), None)
+
     @property
     def last_sweep(self) -> int:
         """Number of the sweep that the fit ends with; in the one after it shapes are quantised."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.run import Run
 from smartsplat.config import FitConfig
-from smartsplat.gaussians import Floats, Gaussians
+from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId
-from smartsplat.optim import Target
+from smartsplat.optim import FittedTiles, Target
 from smartsplat.optim.insertion import (
     SCORE_BINS,
     Candidates,
@@ -27,7 +27,7 @@ from smartsplat.optim.levels import from_level, level_region
 from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
 from storage.ledger import Ledger
-from storage.state import CANDIDATES, REPORT_FIELDS, SweepState, bounding_box, scores_name
+from storage.state import CANDIDATES, SweepState, bounding_box, count_report, scores_name
 
 
 def begin_candidates(run: Run, sweep: int, work: InsertPass) -> None:
@@ -59,8 +59,7 @@ def write_candidates(
     work: InsertPass,
     *,
     tiles: Sequence[TileId],
-    fitted: Sequence[Gaussians],
-    left_over: Floats,
+    fitted: FittedTiles,
     target: Target,
     config: FitConfig,
 ) -> None:
@@ -71,9 +70,7 @@ def write_candidates(
     group
         Of the working data.
     tiles, fitted
-        Of the block, and their Gaussians.
-    left_over
-        ``(h, w, C)`` float32 over `target`'s padded region: target minus image.
+        Of the block, and what their fit came to.
     target
         What was fitted to, at the level of `work`.
     config
@@ -83,7 +80,7 @@ def write_candidates(
     if config.insert_visibility:
         importance = visibility(target.pixels, target.weight, exponent=config.insert_visibility)
     candidates = find_candidates(
-        left_over,
+        fitted.left_over(),
         target.weight,
         core=target.core,
         padded=target.padded,
@@ -93,7 +90,7 @@ def write_candidates(
     places = _tiles_of(candidates, work.factor, grid)
     proposed: list[Gaussians] = []
     histograms: list[NDArray[np.int64]] = []
-    for tile, own in zip(tiles, fitted, strict=True):
+    for tile, own in zip(tiles, fitted.gaussians, strict=True):
         core = grid.core(tile)
         mine = np.flatnonzero((places == (tile.row, tile.col)).all(axis=1))[: most_candidates(core, work)]
         found = from_level(
@@ -107,15 +104,8 @@ def write_candidates(
     shape = [part.stop - part.start for part in box]
     Ledger.open(group, scores_name(sweep)).write(box, np.reshape(histograms, (*shape, -1)).astype(np.float64))
     SweepState.open(group, sweep, grid=grid, kind=CANDIDATES).write_all(
-        tiles, proposed, [count_row(len(found)) for found in proposed]
+        tiles, proposed, [count_report(len(found)) for found in proposed]
     )
-
-
-def count_row(count: int) -> NDArray[np.float64]:
-    """Return the report of a tile of which nothing but the number of Gaussians is known."""
-    row = np.zeros(len(REPORT_FIELDS))
-    row[REPORT_FIELDS.index("count")] = count
-    return row
 
 
 def _tiles_of(candidates: Candidates, factor: int, grid: TileGrid) -> NDArray[np.int64]:

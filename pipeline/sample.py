@@ -18,7 +18,7 @@ from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.pixels import PixelStore
 from storage.scene import Scene
-from storage.state import REPORT_FIELDS, SweepState, latest_sweep
+from storage.state import SweepState, count_report, latest_sweep
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(TileStats))
 
@@ -90,10 +90,8 @@ def sample_one(job: TileJob) -> None:
         seed=config.seed,
         config=config.sampling,
     )
-    report = np.zeros(len(REPORT_FIELDS))
-    report[REPORT_FIELDS.index("count")] = len(gaussians)
     with disk_errors(scene.path):
-        SweepState.open(work, 0, grid=grid).write(job.tile, gaussians, report)
+        SweepState.open(work, 0, grid=grid).write(job.tile, gaussians, count_report(len(gaussians)))
 
 
 def start_scale(plan: ScenePlan) -> float:

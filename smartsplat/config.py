@@ -60,7 +60,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """How the Gaussians are placed and optimised (`smartsplat.optim.schedule` says in which order).
+    """How the Gaussians are placed and optimised (`smartsplat.schedule` says in which order).
 
     Parameters
     ----------

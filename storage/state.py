@@ -179,6 +179,13 @@ class SweepState:
         return Gaussians.from_rows(rows[:count], origin=self.grid.core(tile).origin)
 
 
+def count_report(count: int) -> NDArray[np.float64]:
+    """Return the report of a tile of which nothing but the number of Gaussians is known."""
+    report = np.zeros(len(REPORT_FIELDS))
+    report[REPORT_FIELDS.index("count")] = count
+    return report
+
+
 def bounding_box(tiles: Sequence[TileId]) -> tuple[slice, slice]:
     """Return the rows and columns of the grid that some tiles are in."""
     rows, cols = [tile.row for tile in tiles], [tile.col for tile in tiles]

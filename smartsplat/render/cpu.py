@@ -29,15 +29,19 @@ from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.coordinates import Frames, shapes_of
 from smartsplat.render.footprint import CUTOFF
-from smartsplat.render.lanes import LANES, draw_strip, gather_strip, take_sum
+from smartsplat.render.lanes import LANES, MOMENTS, draw_strip, gather_strip, take_sum
 from smartsplat.render.packing import WHITENED_UNIT, PackedGaussians, pack
 
 BAND_ROWS = 64
 MOST_PLANES = 8
 """Planes drawn at once; more are drawn group by group."""
 
+_BLOCKS_A_COLUMN = 8  # a band of so many stays in the cache while the next one below it is worked on
 _GAUSSIANS_A_TASK = 32
 _ROWS_A_SUM = 128  # rows that lanes may add up in float32
+_UNITS = np.array([1 / WHITENED_UNIT] * 2 + [1 / WHITENED_UNIT**2] * 3)
+"""What the kernels' moments are multiplied by to be in whitened coordinates."""
+
 _SLACK = 1e-3  # px: rows are bounded in float64, the footprint is decided in float32
 
 # `contract` lets a multiply and an add become one instruction. Anything stronger (reordering, no NaNs) would cost
@@ -77,12 +81,19 @@ def _rows(x, cell, fraction, extent, slopes, radius, low, high):  # type: ignore
     return max(start, low), min(end, high)
 
 
+@_inline
+def _place(band, block, bands):  # type: ignore[no-untyped-def]
+    """Return where a block of a band comes: column by column of `_BLOCKS_A_COLUMN` blocks, in each band by band."""
+    column, rest = block // _BLOCKS_A_COLUMN, block % _BLOCKS_A_COLUMN
+    return (column * bands + band) * _BLOCKS_A_COLUMN + rest
+
+
 @_jit
 def _schedule(cells, fractions, extents, blocks, height):  # type: ignore[no-untyped-def]
-    """Return which Gaussians to draw in each band of `BAND_ROWS` rows, and the order to gather in.
+    """Return which Gaussians to draw in each band of `BAND_ROWS` rows, and the order to keep them in.
 
-    Starts of the bands' lists, the lists, in order of block and then of drawing, and one list of all Gaussians by
-    first band and block.
+    That order is by first band and block; each band's list names places in it, and goes by block and then by the order
+    of drawing, which is the given one.
     """
     n, bands = len(cells), (height + BAND_ROWS - 1) // BAND_ROWS
     spans = np.empty((n, 2), np.int64)
@@ -94,21 +105,23 @@ def _schedule(cells, fractions, extents, blocks, height):  # type: ignore[no-unt
         spans[i, 1] = min(bands, high // BAND_ROWS + 1)
     width = (blocks.max() if n else 0) + 1
     slots = np.zeros(bands * width + 1, np.int64)
-    firsts = np.zeros(max(1, bands) * width + 1, np.int64)
+    columns = (width + _BLOCKS_A_COLUMN - 1) // _BLOCKS_A_COLUMN
+    firsts = np.zeros(columns * max(1, bands) * _BLOCKS_A_COLUMN + 1, np.int64)
     for i in range(n):
-        firsts[spans[i, 0] * width + blocks[i] + 1] += 1
+        firsts[_place(spans[i, 0], blocks[i], bands) + 1] += 1
         for band in range(spans[i, 0], spans[i, 1]):
             slots[band * width + blocks[i] + 1] += 1
     slots, firsts = np.cumsum(slots), np.cumsum(firsts)
     starts = slots[::width].copy()
     items, order = np.empty(slots[-1], np.int64), np.empty(n, np.int64)
     for i in range(n):
-        at = spans[i, 0] * width + blocks[i]
-        order[firsts[at]] = i
+        at = _place(spans[i, 0], blocks[i], bands)
+        place = firsts[at]
+        order[place] = i
         firsts[at] += 1
         for band in range(spans[i, 0], spans[i, 1]):
             at = band * width + blocks[i]
-            items[slots[at]] = i
+            items[slots[at]] = place
             slots[at] += 1
     return starts, items, order
 
@@ -170,7 +183,7 @@ def _draw(bands, out, sums, schedule, strips, geometry, colors, tangents, target
     `sums` takes the (weighted) sum of squares of the difference for each band of rows. Of what is None the compiler
     drops the arithmetic.
     """
-    band_starts, items, _ = schedule
+    band_starts, items = schedule
     starts, edges = strips
     cells, fractions, whitening = geometry
     planes, height, pitch = out.shape
@@ -204,21 +217,20 @@ def _draw(bands, out, sums, schedule, strips, geometry, colors, tangents, target
 
 
 @_jit_parallel
-def _gather(bands, moments, cotangent, schedule, strips, geometry, colors):  # type: ignore[no-untyped-def]
-    """Fill `moments` ``(N, 5 + C)``: for each Gaussian the sums over its footprint that give every gradient.
+def _gather(bands, moments, first_band, cotangent, index, strips, geometry, colors):  # type: ignore[no-untyped-def]
+    """Add to `moments` ``(N, 5 + C)``: for each Gaussian the sums over its footprint that give every gradient.
 
-    They are those of `gather_strip`. Lanes add up in float32 over some rows, and from there on in float64.
+    They are those of `gather_strip`, in whitened coordinates; the bands are those from `first_band` on. Row `index[i]`
+    is Gaussian i's. Lanes add up in float32 over some rows, and from there on in float64.
     """
-    _, _, order = schedule
     starts, edges = strips
     cells, fractions, whitening = geometry
     _, height, pitch = cotangent.shape
-    n, kinds = moments.shape
+    n, kinds = len(index), MOMENTS + len(bands)
     for task in prange((n + _GAUSSIANS_A_TASK - 1) // _GAUSSIANS_A_TASK):
-        sums = np.zeros((kinds, LANES), np.float32)
-        for j in range(task * _GAUSSIANS_A_TASK, min(n, (task + 1) * _GAUSSIANS_A_TASK)):
-            i = order[j]
-            moments[i] = 0.0
+        sums, totals = np.zeros((kinds, LANES), np.float32), np.empty(kinds)
+        for i in range(task * _GAUSSIANS_A_TASK, min(n, (task + 1) * _GAUSSIANS_A_TASK)):
+            totals[:] = 0.0
             rows = 0
             for strip in range(starts[i], starts[i + 1]):
                 x, y, end = edges[strip, 0], edges[strip, 1], edges[strip, 2]
@@ -232,9 +244,27 @@ def _gather(bands, moments, cotangent, schedule, strips, geometry, colors):  # t
                 if rows >= _ROWS_A_SUM:
                     rows = 0
                     for k in range(kinds):
-                        moments[i, k] += take_sum(sums, k)
+                        totals[k] += take_sum(sums, k)
+            row = index[i]
             for k in range(kinds):
-                moments[i, k] += take_sum(sums, k)
+                totals[k] += take_sum(sums, k)
+            for k in range(MOMENTS):
+                moments[row, k] += totals[k] * _UNITS[k]
+            for band in range(len(bands)):
+                moments[row, MOMENTS + first_band + band] += totals[MOMENTS + band]
+
+
+@_jit
+def _tangents(step, first_band, index, bands):  # type: ignore[no-untyped-def]
+    """Return a whitened step of the Gaussians ``(N, 5 + C)`` in the kernels' coordinates, row ``index[i]`` at ``i``."""
+    tangents = np.empty((len(index), MOMENTS + len(bands)), np.float32)
+    for i in range(len(index)):
+        row = index[i]
+        for k in range(MOMENTS):
+            tangents[i, k] = step[row, k] * _UNITS[k]
+        for band in range(len(bands)):
+            tangents[i, MOMENTS + band] = step[row, MOMENTS + first_band + band]
+    return tangents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +282,7 @@ class Operators:
     Parameters
     ----------
     packed
-        The Gaussians that meet the region.
+        The Gaussians that meet the region, by first band and block: what is read one after the other lies side by side.
     shapes
         ``(N, 3)`` float64 of each: its two scales, and ``s1/s2 - s2/s1``.
     count
@@ -260,7 +290,7 @@ class Operators:
     region
         Px.
     schedule
-        In which order to draw and gather them.
+        Which of them to draw in each band: where its list starts, and the lists.
     strips
         Where each one's strips are.
     """
@@ -269,7 +299,7 @@ class Operators:
     shapes: NDArray[np.float64]
     count: int
     region: Region
-    schedule: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    schedule: tuple[NDArray[np.int64], NDArray[np.int64]]
     strips: tuple[NDArray[np.int64], NDArray[np.int32]]
 
     def narrowed(self, share: float) -> Operators:
@@ -331,25 +361,17 @@ class Operators:
 
     def draw_change(self, planes: Floats, step: NDArray[np.floating], *, weight: Floats | None = None) -> None:
         """Fill `planes` with the image's change per unit `step`, whitened ``(N, 5 + C)``, times `weight`."""
-        tangents = step[self.packed.index] * _unit_factors(self.packed.colors.shape[1])
-        self._draw(planes, self.packed.colors, tangents.astype(np.float32), None, weight)
+        self._draw(planes, self.packed.colors, step, None, weight)
 
     def gather(self, planes: Floats) -> NDArray[np.float64]:
         """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)``, in whitened coordinates."""
-        bands = len(planes)
-        moments = np.zeros((len(self.packed), GEOMETRY_PARAMETERS + bands))
-        for group in _groups(bands):
-            colors = np.ascontiguousarray(self.packed.colors[:, group])
-            part = np.empty((len(moments), GEOMETRY_PARAMETERS + colors.shape[1]))
-            _gather((0,) * colors.shape[1], part, planes[group], self.schedule, self.strips, self._geometry, colors)
-            moments[:, :GEOMETRY_PARAMETERS] += part[:, :GEOMETRY_PARAMETERS]
-            moments[:, GEOMETRY_PARAMETERS:][:, group] = part[:, GEOMETRY_PARAMETERS:]
-        moments *= _unit_factors(bands)
-        if len(moments) == self.count:
-            return moments
-        gradient = np.zeros((self.count, moments.shape[1]))
-        gradient[self.packed.index] = moments
-        return gradient
+        packed = self.packed
+        moments = np.zeros((self.count, GEOMETRY_PARAMETERS + len(planes)))
+        for group in _groups(len(planes)):
+            colors, part = np.ascontiguousarray(packed.colors[:, group]), planes[group]
+            bands = (0,) * len(part)
+            _gather(bands, moments, group.start, part, packed.index, self.strips, self._geometry, colors)
+        return moments
 
     def _whitened(self, tangent: Floats) -> NDArray[np.float64]:
         """Return a tangent given in rows in whitened coordinates."""
@@ -368,18 +390,21 @@ class Operators:
         return packed.cells, packed.fractions, packed.whitening
 
     def _draw(
-        self, planes: Floats, colors: Floats, tangents: Floats | None, target: Floats | None, weight: Floats | None
+        self,
+        planes: Floats,
+        colors: Floats,
+        step: NDArray[np.floating] | None,
+        target: Floats | None,
+        weight: Floats | None,
     ) -> float:
         sums, total = np.zeros(len(self.schedule[0]) - 1), 0.0
         for group in _groups(len(planes)):
             part = planes[group]
-            changes = None
-            if tangents is not None:
-                geometry, color = tangents[:, :GEOMETRY_PARAMETERS], tangents[:, GEOMETRY_PARAMETERS:][:, group]
-                changes = np.concatenate([geometry, color], axis=1)
+            bands = (0,) * len(part)
+            tangents = None if step is None else _tangents(step, group.start, self.packed.index, bands)
             seen = np.ascontiguousarray(colors[:, group])
             goal = None if target is None else target[group]
-            _draw((0,) * len(part), part, sums, self.schedule, self.strips, self._geometry, seen, changes, goal, weight)
+            _draw(bands, part, sums, self.schedule, self.strips, self._geometry, seen, tangents, goal, weight)
             total += float(sums.sum())
         return total
 
@@ -398,14 +423,15 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
     """
     sets = [gaussians] if isinstance(gaussians, Gaussians) else list(gaussians)
     packed = pack(sets, region, scale=scale)
+    starts, items, order = _schedule(packed.cells, packed.fractions, packed.extents, packed.blocks, region.height)
+    packed = packed.reordered(order)
     scales = np.concatenate([one.scales for one in sets]).astype(np.float64)[packed.index]
-    cells, fractions, extents = packed.cells, packed.fractions, packed.extents
     return Operators(
         packed=packed,
         shapes=shapes_of(scales),
         count=sum(len(one) for one in sets),
         region=region,
-        schedule=_schedule(cells, fractions, extents, packed.blocks, region.height),
+        schedule=(starts, items),
         strips=_strips_within(packed, region, share=1.0),
     )
 
@@ -429,9 +455,3 @@ def to_planes(image: Floats) -> Floats:
 def to_image(planes: Floats) -> Floats:
     """Return planes as an image ``(height, width, C)``; a view."""
     return np.moveaxis(planes[:, :, LANES:-LANES], 0, 2)
-
-
-def _unit_factors(bands: int) -> Floats:
-    """Return what the kernels' coordinates are multiplied by to be whitened ones, ``(5 + C,)``."""
-    linear, square = 1 / WHITENED_UNIT, 1 / WHITENED_UNIT**2
-    return np.array([linear, linear, square, square, square] + bands * [1.0], np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ _jit: Any = njit(cache=True, error_model="numpy")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedGaussians:
-    """What a kernel reads, one row a Gaussian, in the order of drawing.
+    """What a kernel reads, one row a Gaussian.
 
     A mean is split into a whole pixel and a fraction, so offsets from it are exact whatever the region's origin: the
     pixels of a region do not depend on which region was asked for.
@@ -67,6 +67,10 @@ class PackedGaussians:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def reordered(self, order: NDArray[np.int64]) -> PackedGaussians:
+        """Return the same in another order of rows."""
+        return PackedGaussians(**{each.name: getattr(self, each.name)[order] for each in fields(self)})
 
 
 def pack(sets: Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> PackedGaussians:

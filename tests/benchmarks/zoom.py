@@ -24,7 +24,7 @@ def main() -> None:
         ("just opened", lambda scale: open_scene(sys.argv[1]).render(scale=scale)),
         ("tiles decoded", lambda scale: view.render(scale=scale)),
     ):
-        full, quarter = (median_seconds(partial(render, scale)) for scale in (1.0, SCALE))
+        full, quarter = median_seconds([partial(render, scale) for scale in (1.0, SCALE)])
         print(f"{name}: full {full:.3f} s, quarter {quarter:.3f} s, ratio {quarter / full:.3f}")
     factor = round(1 / SCALE)
     full, quarter = view.render().astype(np.float64), view.render(scale=SCALE)
