@@ -1,7 +1,7 @@
 """The CUDA engine behind the surface of `cpu`: NumPy arrays in and out, the work on the device (Triton).
 
-Formulated bin by bin and footprint by footprint in `kernels`, prepared in `binning`, launched in `device`. The same
-footprint rule and the same coordinates as the CPU engine; float32 throughout, and the same bits in every run.
+Formulated bin by bin in `kernels`, prepared in `binning`, launched in `device`. The same footprint rule and the same
+coordinates as the CPU engine; float32 throughout, and the same bits in every run.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Operators:
             weight=None if weight is None else self._upload(_inner(weight)),
         )
         _download(drawn, planes)
-        return float(loss)
+        return 0.0 if loss is None else float(loss)
 
     def draw_change(self, planes: Floats, step: NDArray[np.floating], *, weight: Floats | None = None) -> None:
         """Fill `planes` with the image's change per unit `step`, whitened ``(N, 5 + C)``, times `weight`."""
@@ -102,7 +102,7 @@ class Operators:
 
     def gather(self, planes: Floats) -> NDArray[np.float64]:
         """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)``, in whitened coordinates."""
-        return self.device.gather(self._upload(_inner(planes))).cpu().numpy().astype(np.float64)
+        return self.device.gather(self._upload(_inner(planes))).cpu().numpy()
 
     def _upload(self, values: NDArray[np.floating]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device.colors.device)
@@ -126,9 +126,9 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
     rotations = np.concatenate([seen.rotations for _, seen in resampled])
     colors = np.concatenate([seen.colors for _, seen in resampled])
     means, where = np.concatenate([part for part, _ in resampled]), engine_device()
+    shapes = np.concatenate([scales, rotations[:, None]], axis=1)
     placed = place(
-        *(torch.from_numpy(part).to(where) for part in (means, scales, rotations)),
-        offset=(-region.y0, -region.x0),
+        torch.from_numpy(means).to(where), torch.from_numpy(shapes).to(where), offset=(-region.y0, -region.x0)
     )
     return Operators(
         device=DeviceOperators(

@@ -16,21 +16,12 @@ from torch import Tensor
 
 from smartsplat.gaussians import GEOMETRY_PARAMETERS
 from smartsplat.render import kernels
-from smartsplat.render.binning import (
-    Bins,
-    Parts,
-    PlacedGaussians,
-    cut_strips,
-    place,
-    share_out,
-    sort_into_bins,
-)
+from smartsplat.render.binning import Bins, PlacedGaussians, list_bins, place
 from smartsplat.render.footprint import CUTOFF
 
 # Triton's functions are launched as ``kernel[grid](...)``, which it has no types for.
 _draw: Any = kernels.draw
-_gather_strips: Any = kernels.gather_strips
-_gather_bins: Any = kernels.gather_bins
+_gather: Any = kernels.gather
 _add_parts: Any = kernels.add_parts
 
 
@@ -40,30 +31,24 @@ class Tuning:
 
     Parameters
     ----------
-    bin_rows, bin_columns, draw_warps
-        Of a bin, px, and the warps that draw it.
-    strip_rows, strip_columns, strips_a_part, gather_warps
-        Of the strips that footprints are gathered in: rows, columns at once, strips that one program does, and its
-        warps.
+    bin_rows, bin_columns
+        Of a bin, px.
+    draw_warps, gather_warps
+        That work on a bin.
     owners_a_sum, parts_a_sum
         Gaussians, and parts of each, that are added up at once.
     """
 
     bin_rows: int = 16
     bin_columns: int = 16
-    draw_warps: int = 2
-    strip_rows: int = 8
-    strip_columns: int = 16
-    strips_a_part: int = 8
+    draw_warps: int = 1
     gather_warps: int = 1
     owners_a_sum: int = 1
     parts_a_sum: int = 32
 
 
 # The interpreter takes as long for an operation on many pixels as on one.
-_INTERPRETED = Tuning(
-    bin_rows=64, bin_columns=64, strip_rows=64, strip_columns=64, strips_a_part=1, owners_a_sum=64, parts_a_sum=8
-)
+_INTERPRETED = Tuning(bin_rows=64, bin_columns=64, owners_a_sum=64, parts_a_sum=8)
 DEFAULT_TUNING = _INTERPRETED if kernels.INTERPRETED else Tuning()
 
 
@@ -83,6 +68,9 @@ class DeviceOperators:
         Of the region, px.
     share
         Of each footprint's radius that is seen.
+    room
+        Entries that the lists have room for; None = as many as there are, which takes a wait for the device. Where
+        they are more, images and gradients are wrong, and losses infinite.
     """
 
     placed: PlacedGaussians
@@ -90,6 +78,7 @@ class DeviceOperators:
     height: int
     width: int
     share: float = 1.0
+    room: int | None = None
     tuning: Tuning = DEFAULT_TUNING
 
     def narrowed(self, share: float) -> DeviceOperators:
@@ -107,7 +96,7 @@ class DeviceOperators:
         colors: Tensor | None = None,
         target: Tensor | None = None,
         weight: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Fill `planes` with the image, or with ``weight (image - target)``.
 
         Parameters
@@ -120,88 +109,77 @@ class DeviceOperators:
         Returns
         -------
         With `target`, the sum of ``weight (image - target)^2``, a float64 scalar on the device: bins in float32, their
-        sum in float64.
+        sum in float64. Otherwise None.
         """
         return self._draw(planes, self.colors if colors is None else colors, None, target, weight)
 
     def draw_change(self, planes: Tensor, step: Tensor, *, weight: Tensor | None = None) -> None:
-        """Fill `planes` with the image's change per unit `step`, whitened ``(N, 5 + C)`` float32, times `weight`."""
+        """Fill `planes` with the image's change per unit `step`, whitened ``(N, 5 + C)``, times `weight`."""
         self._draw(planes, self.colors, step, None, weight)
 
     def gather(self, planes: Tensor) -> Tensor:
-        """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)`` float32, in whitened coordinates."""
-        lists, tuning = self.parts, self.tuning
+        """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)`` float64, in whitened coordinates.
 
-        def fill(parts_out: Tensor, group: Tensor, first: int) -> None:
-            _gather_strips[(len(lists.parts),)](
-                parts_out,
-                lists.order,
-                lists.parts,
-                lists.strips,
-                self.placed.geometry,
-                self.colors,
-                group,
-                self.height,
-                self.width,
-                self.height * self.width,
-                self.colors.shape[1],
-                first,
-                self._cut,
-                BANDS=len(group),
-                ROWS=tuning.strip_rows,
-                COLUMNS=tuning.strip_columns,
-                num_warps=tuning.gather_warps,
-            )
-
-        return self._gathered(planes, fill, lists.starts, len(lists.parts))
-
-    def gather_by_bins(self, planes: Tensor) -> Tensor:
-        """Return what `gather` does, summed bin by bin instead of strip by strip."""
-        lists, tuning = self.bins, self.tuning
-
-        def fill(parts_out: Tensor, group: Tensor, first: int) -> None:
-            _gather_bins[(len(lists.starts) - 1,)](
+        Bins in float32, their sums in float64.
+        """
+        n, bands, lists, tuning = len(self.colors), len(planes), self.bins, self.tuning
+        gradient = torch.zeros((n, GEOMETRY_PARAMETERS + bands), dtype=torch.float64, device=planes.device)
+        if n == 0 or planes.numel() == 0:
+            return gradient
+        for group in _groups(bands):
+            kinds = GEOMETRY_PARAMETERS + group.stop - group.start
+            parts_out = torch.empty((lists.room, kinds), dtype=torch.float32, device=planes.device)
+            _gather[(len(lists.starts) - 1,)](
                 parts_out,
                 lists.starts,
                 lists.items,
                 lists.slots,
                 self.placed.geometry,
                 self.colors,
-                group,
+                planes[group],
                 self.height,
                 self.width,
                 self.height * self.width,
                 lists.across,
-                self.colors.shape[1],
-                first,
+                bands,
+                group.start,
                 self._cut,
-                BANDS=len(group),
+                BANDS=group.stop - group.start,
                 ROWS=tuning.bin_rows,
                 COLUMNS=tuning.bin_columns,
                 num_warps=tuning.gather_warps,
             )
-
-        return self._gathered(planes, fill, lists.entry_starts, len(lists.items))
+            sums = torch.empty((n, kinds), dtype=torch.float64, device=planes.device)
+            _add_parts[(math.ceil(n / tuning.owners_a_sum),)](
+                sums,
+                parts_out,
+                lists.entry_starts,
+                n,
+                lists.room,
+                KINDS=kinds,
+                WIDE=1 << (kinds - 1).bit_length(),
+                OWNERS=tuning.owners_a_sum,
+                PARTS=tuning.parts_a_sum,
+                num_warps=1,
+            )
+            if kinds == gradient.shape[1]:
+                return sums
+            gradient[:, :GEOMETRY_PARAMETERS] += sums[:, :GEOMETRY_PARAMETERS]
+            gradient[:, GEOMETRY_PARAMETERS:][:, group] = sums[:, GEOMETRY_PARAMETERS:]
+        return gradient
 
     @cached_property
     def bins(self) -> Bins:
         """Who meets each bin."""
-        tuning, size = self.tuning, {"height": self.height, "width": self.width}
-        strips = cut_strips(self.placed, **size, rows=tuning.bin_rows, aligned=True, share=self.share)
-        return sort_into_bins(strips, **size, rows=tuning.bin_rows, columns=tuning.bin_columns)
-
-    @cached_property
-    def parts(self) -> Parts:
-        """What of each footprint is gathered at once."""
-        strips = cut_strips(
+        return list_bins(
             self.placed,
             height=self.height,
             width=self.width,
-            rows=self.tuning.strip_rows,
-            aligned=False,
+            rows=self.tuning.bin_rows,
+            columns=self.tuning.bin_columns,
             share=self.share,
+            room=self.room,
         )
-        return share_out(strips, strips_a_part=self.tuning.strips_a_part)
 
     @property
     def _cut(self) -> float:
@@ -210,19 +188,21 @@ class DeviceOperators:
 
     def _draw(
         self, planes: Tensor, colors: Tensor, step: Tensor | None, target: Tensor | None, weight: Tensor | None
-    ) -> Tensor:
+    ) -> Tensor | None:
         tuning = self.tuning
         if planes.numel() == 0:
-            return torch.zeros((), dtype=torch.float64, device=planes.device)
+            return None if target is None else torch.zeros((), dtype=torch.float64, device=planes.device)
         lists = self.bins
         groups = _groups(len(planes))
-        losses = torch.zeros((len(groups), len(lists.starts) - 1), dtype=torch.float32, device=planes.device)
+        losses = torch.empty((len(groups), len(lists.starts) - 1), dtype=torch.float32, device=planes.device)
         for loss, group in zip(losses, groups, strict=True):
             _draw[(losses.shape[1],)](
                 planes[group],
                 loss,
                 lists.starts,
                 lists.items,
+                lists.entries,
+                lists.room,
                 self.placed.geometry,
                 colors,
                 step,
@@ -240,39 +220,12 @@ class DeviceOperators:
                 COLUMNS=tuning.bin_columns,
                 num_warps=tuning.draw_warps,
             )
-        return losses.sum(dtype=torch.float64)
-
-    def _gathered(self, planes: Tensor, fill: Any, starts: Tensor, count: int) -> Tensor:
-        """Return the sums of the parts that `fill` works out, Gaussian by Gaussian."""
-        n, bands = len(self.colors), len(planes)
-        gradient = torch.zeros((n, GEOMETRY_PARAMETERS + bands), dtype=torch.float32, device=planes.device)
-        if count == 0:
-            return gradient
-        for group in _groups(bands):
-            kinds = GEOMETRY_PARAMETERS + group.stop - group.start
-            parts_out = torch.empty((count, kinds), dtype=torch.float32, device=planes.device)
-            fill(parts_out, planes[group], group.start)
-            sums = torch.empty((n, kinds), dtype=torch.float32, device=planes.device)
-            owners = self.tuning.owners_a_sum
-            _add_parts[(math.ceil(n / owners),)](
-                sums,
-                parts_out,
-                starts,
-                n,
-                KINDS=kinds,
-                WIDE=1 << (kinds - 1).bit_length(),
-                OWNERS=owners,
-                PARTS=self.tuning.parts_a_sum,
-                num_warps=1,
-            )
-            if kinds == gradient.shape[1]:
-                return sums
-            gradient[:, :GEOMETRY_PARAMETERS] += sums[:, :GEOMETRY_PARAMETERS]
-            gradient[:, GEOMETRY_PARAMETERS:][:, group] = sums[:, GEOMETRY_PARAMETERS:]
-        return gradient
+        return None if target is None else losses.sum(dtype=torch.float64)
 
 
-def device_operators(rows: Tensor, *, offset: tuple[int, int], height: int, width: int) -> DeviceOperators:
+def device_operators(
+    rows: Tensor, *, offset: tuple[int, int], height: int, width: int, room: int | None = None
+) -> DeviceOperators:
     """Return the operators of Gaussians given as rows ``(N, 5 + C)`` float32 on the device.
 
     Parameters
@@ -283,12 +236,15 @@ def device_operators(rows: Tensor, *, offset: tuple[int, int], height: int, widt
         Of the means' origin from the region's, px.
     height, width
         Of the region, px.
+    room
+        See `DeviceOperators`.
     """
     return DeviceOperators(
-        placed=place(rows[:, 0:2], rows[:, 2:4], rows[:, 4], offset=offset),
+        placed=place(rows[:, 0:2], rows[:, 2:5], offset=offset),
         colors=rows[:, GEOMETRY_PARAMETERS:].contiguous(),
         height=height,
         width=width,
+        room=room,
     )
 
 

@@ -15,23 +15,27 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from smartsplat.render import kernels
 
-FLOATS = "out losses geometry colors steps target weight parts_out planes".split()
-INTEGERS = "starts items slots order parts strips".split()
+FLOATS = "out losses geometry colors steps target weight parts_out planes means shapes".split()
+INTEGERS = "starts items entries owners keys".split()
+TYPES = dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(INTEGERS, "*i32") | {"cut": "fp32", "share": "fp32"}
 
-def build(kernel, warps, **constants):
-    types = dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(INTEGERS, "*i32") | {"cut": "fp32"}
+def build(kernel, types={}, **constants):
+    types = TYPES | types
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
     assert made.asm["cubin"]
 
-size = {"BANDS": 3, "ROWS": 16, "COLUMNS": 16}
-build(kernels.draw, 2, steps=None, target=None, weight=None, **size)
-build(kernels.draw, 2, steps=None, **size)
-build(kernels.draw, 2, target=None, **size)
-build(kernels.gather_strips, 1, BANDS=3, ROWS=8, COLUMNS=16)
-build(kernels.gather_bins, 2, **size)
-build(kernels.add_parts, 1, KINDS=8, WIDE=8, OWNERS=1, PARTS=32)
+size = {"ROWS": 16, "COLUMNS": 16}
+build(kernels.place, OWNERS=32)
+build(kernels.place, {"means": "*fp64"}, OWNERS=32)
+build(kernels.list_bins, keys=None, owners=None, OWNERS=32, **size)
+build(kernels.list_bins, {"keys": "*i16"}, OWNERS=32, **size)
+build(kernels.draw, BANDS=3, steps=None, target=None, weight=None, **size)
+build(kernels.draw, BANDS=3, steps=None, **size)
+build(kernels.draw, {"steps": "*fp64"}, BANDS=3, target=None, **size)
+build(kernels.gather, {"slots": "*i64"}, BANDS=3, **size)
+build(kernels.add_parts, {"out": "*fp64"}, KINDS=8, WIDE=8, OWNERS=1, PARTS=32)
 """
 
 
