@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smartsplat.gaussians import Floats, Gaussians
+from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.binning import place
 from smartsplat.render.coordinates import Frames, frames_of
@@ -121,21 +121,22 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
         Output pixels per scene pixel; the derivatives are defined for 1 only.
     """
     sets = [gaussians] if isinstance(gaussians, Gaussians) else list(gaussians)
-    resampled = [resample(one, scale) for one in sets]
-    scales = np.concatenate([seen.scales for _, seen in resampled])
-    rotations = np.concatenate([seen.rotations for _, seen in resampled])
-    colors = np.concatenate([seen.colors for _, seen in resampled])
-    means, where = np.concatenate([part for part, _ in resampled]), engine_device()
-    shapes = np.concatenate([scales, rotations[:, None]], axis=1)
-    placed = place(
-        torch.from_numpy(means).to(where), torch.from_numpy(shapes).to(where), offset=(-region.y0, -region.x0)
-    )
-    return Operators(
-        device=DeviceOperators(
-            placed=placed, colors=torch.from_numpy(colors).to(where), height=region.height, width=region.width
-        ),
-        frames=frames_of(scales.astype(np.float64), rotations.astype(np.float64)),
-        region=region,
+    scales = np.concatenate([resample(one, scale)[1].scales for one in sets]).astype(np.float64)
+    rotations = np.concatenate([one.rotations for one in sets]).astype(np.float64)
+    return Operators(device=on_device(sets, region, scale=scale), frames=frames_of(scales, rotations), region=region)
+
+
+def on_device(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, scale: float = 1.0) -> DeviceOperators:
+    """Return `Operators.device` of what `operators` takes."""
+    sets = [gaussians] if isinstance(gaussians, Gaussians) else list(gaussians)
+    resampled, where = [resample(one, scale) for one in sets], engine_device()
+    means = np.concatenate([part for part, _ in resampled])
+    rows = torch.from_numpy(np.concatenate([seen.to_rows() for _, seen in resampled])).to(where)
+    return DeviceOperators(
+        placed=place(torch.from_numpy(means).to(where), rows[:, 2:5], offset=(-region.y0, -region.x0)),
+        colors=rows[:, GEOMETRY_PARAMETERS:].contiguous(),
+        height=region.height,
+        width=region.width,
     )
 
 

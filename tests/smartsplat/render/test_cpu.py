@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smartsplat.errors import ConfigError
 from smartsplat.gaussians import Gaussians, concatenate
 from smartsplat.geometry import Region
-from smartsplat.optim import lm
+from smartsplat.optim import host
 from smartsplat.render import operators, reference, render, resolve_engine
 from smartsplat.render.cpu import MOST_PLANES, to_image, to_planes
 from smartsplat.render.footprint import CUTOFF
@@ -303,7 +303,7 @@ def test_draw_change_is_the_finite_difference_of_a_small_step(gaussians_of, seed
         rows = gaussians.to_rows()
         rows[:, 5:] += (factor * step[:, 5:]).astype(np.float32)
         limits = np.full((8, 2), 1e4, np.float32)
-        lm._retract(rows, factor * step, -limits, limits, 1e-3, 1e3)
+        host._retract(rows, factor * step, -limits, limits, 1e-3, 1e3)
         return Gaussians.from_rows(rows)
 
     up, down, engine = moved(size), moved(-size), operators(gaussians, region)
