@@ -196,7 +196,7 @@ def move(out, rows, step, low, last, min_scale, max_scale, count, BANDS: tl.cons
     difference = (yy - xx) * 0.5
     wide = tl.sqrt((yy + xx) * 0.5 + tl.sqrt(difference * difference + yx * yx))
     # By the determinant: a difference of nearly equal numbers would lose a needle's width.
-    narrow = tl.abs(y0 * x1 - y1 * x0) / wide
+    narrow = tl.abs(y0 * x1 - y1 * x0) / tl.maximum(wide, 1e-300)
     row = out + i * (5 + BANDS)
     tl.store(row, _clipped(y, tl.load(low + 2 * i, there), tl.load(last + 2 * i, there)), there)
     tl.store(row + 1, _clipped(x, tl.load(low + 2 * i + 1, there), tl.load(last + 2 * i + 1, there)), there)

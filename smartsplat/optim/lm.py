@@ -143,7 +143,7 @@ def _solve(system: _System, gradient: Any, iterations: int) -> tuple[Any, Any]:
     machine, own, damping = system.machine, system.own, system.damping
     solution, rest, ready = machine.xp.zeros_like(gradient), -gradient, machine.xp.empty_like(gradient)
     norm = slope = machine.precondition(ready, rest, own, damping)
-    direction = +ready
+    direction = machine.xp.asarray(ready, copy=True)
     for k in range(iterations):
         product = system.product(direction)
         curvature = machine.damp(product, direction, own, damping)

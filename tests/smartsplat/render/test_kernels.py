@@ -13,17 +13,23 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from smartsplat.optim import kernels as fit
 from smartsplat.render import kernels
 
-FLOATS = "out losses geometry colors steps target weight parts_out planes means shapes".split()
+FLOATS = "taps similarities differences maps seen known image slope rows low last "
+FLOATS += "out losses geometry colors steps target weight parts_out planes means shapes"
+FLOATS, DOUBLES = FLOATS.split(), "norms curvatures previous rest ready direction product solution step".split()
+SCALARS = "cut share damping min_scale max_scale l1_share ssim_share".split()
 INTEGERS = "starts items entries owners keys".split()
-TYPES = dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(INTEGERS, "*i32") | {"cut": "fp32", "share": "fp32"}
+TYPES = dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(INTEGERS, "*i32")
+TYPES |= dict.fromkeys(DOUBLES, "*fp64") | dict.fromkeys(SCALARS, "fp32")
 
 def build(kernel, types={}, **constants):
     types = TYPES | types
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    made = compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    source, warps = ASTSource(kernel, signature, places), 4 if "BLOCK" in constants else 1
+    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     assert made.asm["cubin"]
 
 size = {"ROWS": 16, "COLUMNS": 16}
@@ -36,6 +42,14 @@ build(kernels.draw, BANDS=3, steps=None, **size)
 build(kernels.draw, {"steps": "*fp64"}, BANDS=3, target=None, **size)
 build(kernels.gather, {"slots": "*i64"}, BANDS=3, **size)
 build(kernels.add_parts, {"out": "*fp64"}, KINDS=8, WIDE=8, OWNERS=1, PARTS=32)
+build(fit.precondition, {"out": "*fp64"}, BANDS=3, BLOCK=128)
+build(fit.damp, BANDS=3, BLOCK=128)
+build(fit.advance, BLOCK=1024, WIDE=1024)
+build(fit.turn, BLOCK=1024, WIDE=1024)
+build(fit.move, BANDS=3, BLOCK=128)
+build(fit.smooth, DOWN=True, RADIUS=5, BLOCK=1024)
+build(fit.ssim_maps, BLOCK=1024)
+build(fit.mixed_slope, BLOCK=1024)
 """
 
 
