@@ -116,7 +116,7 @@ class DeviceMachine:
 
     def to_host(self, values: Tensor) -> NDArray[Any]:
         """Return an array."""
-        return values.cpu().numpy()
+        return values.contiguous().cpu().numpy()
 
     def operators(
         self, gaussians: DeviceGaussians | Gaussians | Sequence[Gaussians], region: Region, *, scale: float = 1.0

@@ -1,9 +1,9 @@
 """What the CUDA engine comes to on the device at hand: is it right, how fast, and how far from what the device can do.
 
-Needs torch, Triton and numpy, nothing else that the project does. Each part stands by itself: one that fails prints its
-error, and the others go on.
+Needs torch, Triton, numpy and numba; whole scenes need all that the project does. Each part stands by itself: one that
+fails prints its error, and the others go on.
 
-python -m tests.benchmarks.gpu [--output FOLDER] [--sides 1024 2048 4096] [--commit NAME]
+python -m tests.benchmarks.gpu [--output FOLDER] [--sides 1024 2048 4096] [--scene 8192] [--commit NAME]
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import math
 import os
 import statistics
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,19 @@ import triton
 from torch import Tensor
 
 from flows.engine_scene import PAIRS_A_PIXEL, engine_scene
+from smartsplat.config import FitConfig
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region
+from smartsplat.optim import Target, fit_tiles
+from smartsplat.optim.device import DeviceMachine
+from smartsplat.optim.lm import levenberg_marquardt
+from smartsplat.optim.machine import Bounds
 from smartsplat.render import reference
 from smartsplat.render.coordinates import frames_of
 from smartsplat.render.device import DEFAULT_TUNING, DeviceOperators, Tuning, device_operators, engine_device
 from smartsplat.render.footprint import half_extents
 from smartsplat.render.kernels import INTERPRETED
+from smartsplat.schedule import FitPass
 from tests.conftest import FAMILIES, make_gaussians
 
 PUBLISHED = 885  # MP x steps/s of SmartSplat, L1 + SSIM, on an A800
@@ -45,16 +53,10 @@ _SECONDS = 0.2  # to spend on a timing, at most
 _MOST_REPEATS = 50
 _STEPS = 20
 _WINDOW = 48  # px: side of what is compared with the dense engine in a large image
-_DRAW_SHAPES = [(16, 16, 1), (16, 16, 4), (8, 16, 1), (8, 8, 1), (8, 32, 2), (16, 32, 2), (16, 32, 4), (32, 32, 4)]
-_STRIP_SHAPES = [
-    (8, 16, 4, 1),
-    (8, 16, 16, 1),
-    (4, 16, 16, 1),
-    (4, 32, 16, 1),
-    (8, 32, 8, 1),
-    (16, 16, 4, 1),
-    (16, 16, 4, 2),
-]
+_SHAPES = [(16, 16, 2), (16, 32, 2), (8, 16, 1), (8, 32, 1), (32, 16, 1), (8, 8, 1)]  # rows, columns, warps of a bin
+_WINDOWS = (640, 2048, 4096)  # px: sides of what a visit works on, of a tile of 512 with its halo and of large ones
+_PAIRS = 40  # of a visit
+_SCENE_SECONDS = 110  # for a whole scene, at most
 
 Row = dict[str, Any]
 
@@ -64,6 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="folder for gpu.json")
     parser.add_argument("--sides", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--windows", type=int, nargs="+", default=_WINDOWS)
+    parser.add_argument("--scene", type=int, help="side of a scene to compress as well, px")
     parser.add_argument("--commit", help="what is measured, where there is no repository to ask")
     arguments = parser.parse_args()
     if not (INTERPRETED or torch.cuda.is_available()):
@@ -96,7 +100,14 @@ def main() -> None:
     for side in arguments.sides:
         run(f"steps {side}", lambda side=side: step_times(side, tuning))
     run("profile", lambda: profile(arguments.sides[0], tuning))
+    for side in arguments.windows:
+        run(f"pairs {side}", lambda side=side: pair_times(side))
     run("cpu engine", lambda: against_cpu_engine(arguments.sides[0]))
+    for side in arguments.windows:
+        run(f"visit {side}", lambda side=side: visit_times(side))
+    if arguments.scene:
+        for tile in (2048, 512):
+            run(f"scene, tile {tile}", lambda tile=tile: scene_times(arguments.scene, tile))
     print_summary(found)
 
 
@@ -143,7 +154,7 @@ def correctness(side: int) -> list[Row]:
 
 
 def compared(name: str, gaussians: Gaussians, region: Region) -> list[Row]:
-    """Return the errors of image, derivative and both gradients; pixels on a footprint's very edge do not count."""
+    """Return the errors of image, derivative and gradient; pixels on a footprint's very edge do not count."""
     rng, count = np.random.default_rng(1), len(gaussians)
     at = operators_of(gaussians, region)
     frames = frames_of(gaussians.scales.astype(np.float64), gaussians.rotations.astype(np.float64))
@@ -159,8 +170,7 @@ def compared(name: str, gaussians: Gaussians, region: Region) -> list[Row]:
         "jvp": (to_pixels(change)[clear], reference.jvp(gaussians, region, tangent=tangent)[clear]),
     }
     gradient = reference.vjp(gaussians, region, cotangent=cotangent)
-    for kind, moments in (("vjp, strips", at.gather(planes)), ("vjp, bins", at.gather_by_bins(planes))):
-        rows_of[kind] = (frames.to_rows(moments.double().cpu().numpy()), gradient)
+    rows_of["vjp"] = (frames.to_rows(at.gather(planes).cpu().numpy()), gradient)
     return [{"on": name, "what": kind, "error": error(*values)} for kind, values in rows_of.items()]
 
 
@@ -171,7 +181,7 @@ def same_bits(gaussians: Gaussians, side: int) -> Row:
     for _ in range(2):
         image = at.new_planes(3)
         at.draw(image)
-        runs.append([image, at.gather(image), at.gather_by_bins(image)])
+        runs.append([image, at.gather(image)])
     same = all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
     return {"on": f"{side} px", "what": "two runs", "error": float(not same)}
 
@@ -188,7 +198,7 @@ def against_cpu_engine(side: int) -> Row:
     image = cpu.to_image(planes)
     apart = np.abs(to_pixels(drawn) - image)
     moments = theirs.gather(planes)
-    found = ours.gather(to_device(np.moveaxis(image, 2, 0))).double().cpu().numpy()
+    found = ours.gather(to_device(np.moveaxis(image, 2, 0))).cpu().numpy()
     row = {
         # Pixels on a footprint's very edge may fall to either side.
         "pixels apart by more than 1e-4": float((apart.max(axis=2) > TOLERANCE).mean()),
@@ -243,47 +253,32 @@ def tunings(side: int) -> list[Row]:
     pairs = PAIRS_A_PIXEL * side * side
     plain = operators_of(gaussians, region)
     planes, step = plain.new_planes(3).normal_(), torch.randn((len(gaussians), 8), device=plain.colors.device)
-    rows: list[Row] = []
-
-    def timed(kind: str, tuning: Tuning, calls: dict[str, Callable[[DeviceOperators], object]]) -> None:
-        at = replace(plain, tuning=tuning)
-        row: Row = {"kind": kind, "tuning": asdict(tuning)}
-        for name, call in calls.items():
-            try:
-                row[name] = 1e9 * kernel_seconds(lambda call=call: call(at)) / pairs
-            except Exception as problem:
-                row[name] = None
-                print(kind, name, str(problem).splitlines()[:1])
-        rows.append(row)
-        cut = {key: value for key, value in row["tuning"].items() if value != getattr(DEFAULT_TUNING, key)}
-        print(kind, cut, {name: row[name] and round(1e3 * row[name], 3) for name in calls}, "ps/pair", flush=True)
-
-    drawn = plain.new_planes(3)
-    draw: dict[str, Callable[[DeviceOperators], object]] = {
+    drawn, rows = plain.new_planes(3), []
+    calls: dict[str, Callable[[DeviceOperators], object]] = {
         "render": lambda at: at.draw(drawn),
         "jvp": lambda at: at.draw_change(drawn, step),
+        "vjp": lambda at: at.gather(planes),
     }
-    timed("draw", DEFAULT_TUNING, draw)
-    for rows_, columns, warps in _DRAW_SHAPES:
-        timed("draw", replace(DEFAULT_TUNING, bin_rows=rows_, bin_columns=columns, draw_warps=warps), draw)
-    strips: dict[str, Callable[[DeviceOperators], object]] = {"vjp": lambda at: at.gather(planes)}
-    timed("strips", DEFAULT_TUNING, strips)
-    for rows_, columns, most, warps in _STRIP_SHAPES:
-        cut = replace(DEFAULT_TUNING, strip_rows=rows_, strip_columns=columns, strips_a_part=most, gather_warps=warps)
-        timed("strips", cut, strips)
-    for rows_, columns, warps in [(16, 16, 1), (16, 16, 2), (16, 16, 4), (8, 16, 1), (16, 32, 4)]:
-        cut = replace(DEFAULT_TUNING, bin_rows=rows_, bin_columns=columns, gather_warps=warps)
-        timed("bins", cut, {"vjp": lambda at: at.gather_by_bins(planes)})
+    for rows_, columns, warps in [(DEFAULT_TUNING.bin_rows, DEFAULT_TUNING.bin_columns, 1), *_SHAPES]:
+        size = {"bin_rows": rows_, "bin_columns": columns}
+        tuning = replace(DEFAULT_TUNING, **size, draw_warps=warps, gather_warps=warps)
+        at = replace(plain, tuning=tuning)
+        row: Row = {"tuning": asdict(tuning)}
+        for name, call in calls.items():
+            try:
+                row[name] = 1e9 * kernel_seconds(partial(call, at)) / pairs
+            except Exception as problem:
+                row[name] = None
+                print(size, name, str(problem).splitlines()[:1])
+        rows.append(row)
+        print(size, warps, {name: row[name] and round(1e3 * row[name], 3) for name in calls}, "ps/pair", flush=True)
     return rows
 
 
 def best_tuning(rows: list[Row]) -> Tuning:
-    """Return the fastest way to draw and the fastest way to gather strips, together."""
-    whole = [row for row in rows if all(row.get(name, 0) is not None for name in ("render", "jvp", "vjp"))]
-    draw = min((row for row in whole if row["kind"] == "draw"), key=lambda row: row["render"] + row["jvp"])["tuning"]
-    strips = min((row for row in whole if row["kind"] == "strips"), key=lambda row: row["vjp"])["tuning"]
-    kept = ("bin_rows", "bin_columns", "draw_warps")
-    return Tuning(**(strips | {name: draw[name] for name in kept}))
+    """Return the size of bins at which a pair of Levenberg-Marquardt takes least."""
+    whole = [row for row in rows if row["jvp"] is not None and row["vjp"] is not None]
+    return Tuning(**min(whole, key=lambda row: row["jvp"] + row["vjp"])["tuning"])
 
 
 def operator_times(side: int, tuning: Tuning, *, large: bool = False) -> list[Row]:
@@ -298,25 +293,25 @@ def operator_times(side: int, tuning: Tuning, *, large: bool = False) -> list[Ro
     step = torch.randn((len(gaussians), 8), device=out.device)
     weight = torch.rand((side, side), device=out.device)
     narrow = at.narrowed(0.75)
-    fresh = lambda: replace(prepared(rows_tensor, side), tuning=tuning)  # noqa: E731
+    room = round(1.5 * int(at.bins.entries))
+    fresh = lambda **how: replace(prepared(rows_tensor, side), tuning=tuning, **how)  # noqa: E731
     calls: dict[str, Callable[[], object]] = {
-        "place": fresh,
-        "place + bins": lambda: fresh().bins,
-        "place + parts": lambda: fresh().parts,
+        "prepare, wall": lambda: fresh(room=room).bins,
+        "prepare, wall, exact room": lambda: fresh().bins,
+        "prepare": lambda: fresh(room=room).bins,
         "render": lambda: at.draw(out),
         "render, target": lambda: at.draw(out, target=target),
         "render, target and weight": lambda: at.draw(out, target=target, weight=weight),
         "jvp": lambda: at.draw_change(out, step),
-        "vjp, strips": lambda: at.gather(target),
-        "vjp, bins": lambda: at.gather_by_bins(target),
+        "vjp": lambda: at.gather(target),
         "jvp, narrowed": lambda: narrow.draw_change(out, step),
         "vjp, narrowed": lambda: narrow.gather(target),
     }
     rows: list[Row] = []
     megapixels = side * side / 1e6
-    evaluated = {"render": len(at.bins.items) * tuning.bin_rows * tuning.bin_columns / pairs}
+    evaluated = {"render": int(at.bins.entries) * tuning.bin_rows * tuning.bin_columns / pairs}
     for name, call in calls.items():
-        took = (seconds if name.startswith("place") else kernel_seconds)(call)
+        took = (wall_seconds if "wall" in name else kernel_seconds)(call)
         rows.append({"operator": name, "ms/MP": 1e3 * took / megapixels, "ps/pair": 1e12 * took / pairs})
         print(
             f"{megapixels:6.2f} MP {name:28s} {1e3 * took / megapixels:9.4f} ms/MP {1e12 * took / pairs:9.3f} ps/pair"
@@ -336,11 +331,12 @@ def step_times(side: int, tuning: Tuning) -> list[Row]:
     """Return MP x steps/s: of a whole step of gradient descent on L2, and of a pair of Levenberg-Marquardt."""
     gaussians, _ = engine_scene(side)
     state = to_device(gaussians.to_rows())
-    out = prepared(state, side).new_planes(3)
+    first = replace(prepared(state, side), tuning=tuning)
+    out, room = first.new_planes(3), round(1.5 * int(first.bins.entries))
     target = torch.rand(out.shape, device=out.device)
 
     def step() -> None:
-        at = replace(prepared(state, side), tuning=tuning)
+        at = replace(prepared(state, side), tuning=tuning, room=room)
         at.draw(out, target=target)
         state[:, 5:].sub_(at.gather(out)[:, 5:], alpha=1e-9)
 
@@ -351,15 +347,10 @@ def step_times(side: int, tuning: Tuning) -> list[Row]:
         at.draw_change(out, vector)
         at.gather(out)
 
-    rows = [
-        {"what": name, "MP x steps/s": side * side / 1e6 / wall_seconds(call)}
-        for name, call in (("L2 step", step), ("pair", pair))
-    ]
-    if not INTERPRETED:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            pair()
-        rows.append({"what": "pair, as a CUDA graph", "MP x steps/s": side * side / 1e6 / wall_seconds(graph.replay)})
+    rows: list[Row] = []
+    for name, call in (("L2 step", step), ("pair", pair)):
+        for kind, timed in (("", wall_seconds), (", as a CUDA graph", kernel_seconds)):
+            rows.append({"what": name + kind, "MP x steps/s": side * side / 1e6 / timed(call)})
     for row in rows:
         print(f"{side * side / 1e6:6.2f} MP {row['what']:24s} {row['MP x steps/s']:10.0f} MP x steps/s")
     return rows
@@ -371,11 +362,12 @@ def profile(side: int, tuning: Tuning) -> list[Row]:
         return []
     gaussians, _ = engine_scene(side)
     state = to_device(gaussians.to_rows())
-    out = prepared(state, side).new_planes(3)
+    first = replace(prepared(state, side), tuning=tuning)
+    out, room = first.new_planes(3), round(1.5 * int(first.bins.entries))
     target = torch.rand(out.shape, device=out.device)
 
     def step() -> None:
-        at = replace(prepared(state, side), tuning=tuning)
+        at = replace(prepared(state, side), tuning=tuning, room=room)
         at.draw(out, target=target)
         at.gather(out)
 
@@ -392,6 +384,104 @@ def profile(side: int, tuning: Tuning) -> list[Row]:
     for row in rows:
         print(f"{row['us a step']:9.1f} us {row['calls a step']:5.1f} x {row['kernel']}")
     return rows
+
+
+# ---- how fast a fit ----
+
+
+def fit_start(side: int) -> tuple[Gaussians, np.ndarray, Bounds, Region]:
+    """Return Gaussians a little off, the pixels of an image they were of, and bounds that leave them free."""
+    gaussians, region = engine_scene(side)
+    at, rng = operators_of(gaussians, region), np.random.default_rng(1)
+    image = at.new_planes(3)
+    at.draw(image)
+    rows = gaussians.to_rows()
+    rows[:, 2:4] *= np.exp(rng.normal(0, 0.1, (len(rows), 2)))
+    rows[:, 5:] += rng.normal(0, 0.1, (len(rows), 3))
+    bounds = Bounds(
+        low=np.zeros((len(rows), 2), np.float32),
+        high=np.full((len(rows), 2), side, np.float32),
+        min_scale=0.35,
+        max_scale=60.0,
+    )
+    return Gaussians.from_rows(rows.astype(np.float32)), to_pixels(image), bounds, region
+
+
+def pair_times(side: int) -> Row:
+    """Return what Levenberg-Marquardt does on the device, from its upload of Gaussians to their download."""
+    own, pixels, bounds, region = fit_start(side)
+    machine = DeviceMachine()
+    target = machine.to_planes(pixels)
+    fits = []
+
+    def fit() -> None:
+        fits.append(
+            levenberg_marquardt(own, target, region=region, weight=None, bounds=bounds, pairs=_PAIRS, machine=machine)
+        )
+
+    took = wall_seconds(fit, repeats=3)
+    row = {
+        "ms": 1e3 * took,
+        "MP x pairs/s": _PAIRS * side * side / 1e6 / took,
+        "loss after / before": fits[-1].losses[-1] / fits[-1].losses[0],
+        "steps": len(fits[-1].losses) - 1,
+        "same bits": all(np.array_equal(fit.gaussians.to_rows(), fits[0].gaussians.to_rows()) for fit in fits),
+    }
+    if not INTERPRETED:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            fit()
+            torch.cuda.synchronize()
+        events = sorted(seen.key_averages(), key=lambda event: -event.device_time_total)
+        row["device ms"] = sum(event.device_time_total for event in events) / 1e3
+        for event in events[:10]:
+            print(f"{event.device_time_total / 1e3:9.2f} ms {event.count:5d} x {event.key[:60]}")
+    print(f"{side} px, {_PAIRS} pairs: {row}")
+    return row
+
+
+def visit_times(side: int) -> Row:
+    """Return the seconds of a whole visit with either engine, pixels on the host before and Gaussians after."""
+    own, pixels, bounds, region = fit_start(side)
+    target = Target(pixels=pixels, weight=None, core=region, padded=region)
+    row: Row = {}
+    for kind, work in (
+        ("pairs", FitPass(pairs=_PAIRS)),
+        ("all", FitPass(color_iterations=5, pairs=_PAIRS, ssim_pairs=20, ssim_gain=2.0)),
+    ):
+        for engine in ("cuda", "cpu"):
+            took: list[float] = []
+            # The first is compiled in; on the host a large one is not, as a small one came before.
+            for _ in range(1 if engine == "cpu" and side > _WINDOWS[0] else 3):
+                started = time.perf_counter()
+                done = fit_tiles(
+                    target,
+                    [own],
+                    cores=[region],
+                    frozen=[],
+                    work=work,
+                    config=FitConfig(),
+                    max_scale=bounds.max_scale,
+                    engine=engine,
+                )
+                took.append(time.perf_counter() - started)
+            row[f"{kind}, {engine}"] = {"s": min(took), "loss": done.report.loss_after}
+        row[f"{kind}, times faster"] = row[f"{kind}, cpu"]["s"] / row[f"{kind}, cuda"]["s"]
+    print(f"{side} px: {row}; {os.cpu_count()} cores")
+    return row
+
+
+def scene_times(side: int, tile: int) -> Row:
+    """Return the seconds of a whole scene, step by step, in a process of its own that may be cut off."""
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_scene", "--side", str(side), "--tile", str(tile)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=_SCENE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            output += f"cut off after {_SCENE_SECONDS} s\n"
+    print(output, end="")
+    return {"last": output.strip().splitlines()[-3:]}
 
 
 # ---- small things ----
@@ -450,9 +540,9 @@ def seconds(call: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def wall_seconds(call: Callable[[], object]) -> float:
+def wall_seconds(call: Callable[[], object], *, repeats: int = _STEPS) -> float:
     """Return the time of one of many calls, launches and all."""
-    repeats = 1 if INTERPRETED else _STEPS
+    repeats = 1 if INTERPRETED else repeats
     for _ in range(2):
         call()
     if not INTERPRETED:
@@ -476,10 +566,12 @@ def print_summary(found: dict[str, Any]) -> None:
         if name.startswith("operators"):
             times = {row["operator"]: row for row in rows if "ps/pair" in row}
             print(name, "|", ", ".join(f"{key} {row['ms/MP']:.4f}" for key, row in times.items()), "ms/MP")
-            for key, flops in (("render", 15), ("jvp", 31), ("vjp, strips", 33)):
+            for key, flops in (("render", 15), ("jvp", 31), ("vjp", 33)):
                 row = times[key]
                 rate = flops / row["ps/pair"]
                 print(f"    {key}: {row['ps/pair']:.3f} ps/pair, {rate:.1f} TFLOP/s of wanted pairs ({flops} each)")
+        if name.startswith(("pairs", "visit", "scene")):
+            print(name, "|", rows)
         if name.startswith("steps"):
             for row in rows:
                 rate = row["MP x steps/s"]
