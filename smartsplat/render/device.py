@@ -122,50 +122,15 @@ class DeviceOperators:
 
         Bins in float32, their sums in float64.
         """
-        n, bands, lists, tuning = len(self.colors), len(planes), self.bins, self.tuning
+        n, bands, groups = len(self.colors), len(planes), _groups(len(planes))
+        if len(groups) == 1 and n and planes.numel():
+            return self._gather(planes, groups[0])
         gradient = torch.zeros((n, GEOMETRY_PARAMETERS + bands), dtype=torch.float64, device=planes.device)
-        if n == 0 or planes.numel() == 0:
-            return gradient
-        for group in _groups(bands):
-            kinds = GEOMETRY_PARAMETERS + group.stop - group.start
-            parts_out = torch.empty((lists.room, kinds), dtype=torch.float32, device=planes.device)
-            _gather[(len(lists.starts) - 1,)](
-                parts_out,
-                lists.starts,
-                lists.items,
-                lists.slots,
-                self.placed.geometry,
-                self.colors,
-                planes[group],
-                self.height,
-                self.width,
-                self.height * self.width,
-                lists.across,
-                bands,
-                group.start,
-                self._cut,
-                BANDS=group.stop - group.start,
-                ROWS=tuning.bin_rows,
-                COLUMNS=tuning.bin_columns,
-                num_warps=tuning.gather_warps,
-            )
-            sums = torch.empty((n, kinds), dtype=torch.float64, device=planes.device)
-            _add_parts[(math.ceil(n / tuning.owners_a_sum),)](
-                sums,
-                parts_out,
-                lists.entry_starts,
-                n,
-                lists.room,
-                KINDS=kinds,
-                WIDE=1 << (kinds - 1).bit_length(),
-                OWNERS=tuning.owners_a_sum,
-                PARTS=tuning.parts_a_sum,
-                num_warps=1,
-            )
-            if kinds == gradient.shape[1]:
-                return sums
-            gradient[:, :GEOMETRY_PARAMETERS] += sums[:, :GEOMETRY_PARAMETERS]
-            gradient[:, GEOMETRY_PARAMETERS:][:, group] = sums[:, GEOMETRY_PARAMETERS:]
+        if n and planes.numel():
+            for group in groups:
+                sums = self._gather(planes, group)
+                gradient[:, :GEOMETRY_PARAMETERS] += sums[:, :GEOMETRY_PARAMETERS]
+                gradient[:, GEOMETRY_PARAMETERS:][:, group] = sums[:, GEOMETRY_PARAMETERS:]
         return gradient
 
     @cached_property
@@ -221,6 +186,46 @@ class DeviceOperators:
                 num_warps=tuning.draw_warps,
             )
         return None if target is None else losses.sum(dtype=torch.float64)
+
+    def _gather(self, planes: Tensor, group: slice) -> Tensor:
+        """Return what one group of bands adds to the gradient, and its own part of it."""
+        n, lists, tuning, bands = len(self.colors), self.bins, self.tuning, group.stop - group.start
+        kinds = GEOMETRY_PARAMETERS + bands
+        parts_out = torch.empty((lists.room, kinds), dtype=torch.float32, device=planes.device)
+        _gather[(len(lists.starts) - 1,)](
+            parts_out,
+            lists.starts,
+            lists.items,
+            lists.slots,
+            self.placed.geometry,
+            self.colors,
+            planes[group],
+            self.height,
+            self.width,
+            self.height * self.width,
+            lists.across,
+            self.colors.shape[1],
+            group.start,
+            self._cut,
+            BANDS=bands,
+            ROWS=tuning.bin_rows,
+            COLUMNS=tuning.bin_columns,
+            num_warps=tuning.gather_warps,
+        )
+        sums = torch.empty((n, kinds), dtype=torch.float64, device=planes.device)
+        _add_parts[(math.ceil(n / tuning.owners_a_sum),)](
+            sums,
+            parts_out,
+            lists.entry_starts,
+            n,
+            lists.room,
+            KINDS=kinds,
+            WIDE=1 << (kinds - 1).bit_length(),
+            OWNERS=tuning.owners_a_sum,
+            PARTS=tuning.parts_a_sum,
+            num_warps=1,
+        )
+        return sums
 
 
 def device_operators(

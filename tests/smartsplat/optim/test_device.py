@@ -49,7 +49,7 @@ def weight_of(kind):
     return {"none": None, "holes": np.float32(weight < 0.7), "any": weight, "no data": np.zeros_like(weight)}[kind]
 
 
-def run(machine, own, pixels, *, weight=None, pairs=12, damping=0.2):
+def run(machine, own, pixels, *, weight=None, pairs=8, damping=0.2):
     return levenberg_marquardt(
         own,
         machine.to_planes(pixels),
@@ -179,7 +179,7 @@ def test_steps_for_which_there_was_no_room_are_tried_again(gaussians_of, monkeyp
         return replace(device_operators(*args, room=room, **how), tuning=small)
 
     monkeypatch.setattr(device, "device_operators", in_small_bins)
-    fitted = run(DeviceMachine(), own, np.full_like(noise(), 0.5), pairs=12)
+    fitted = run(DeviceMachine(), own, np.full_like(noise(), 0.5))
     assert (np.diff(fitted.losses) < 0).all()
     assert fitted.losses[-1] < 0.9 * fitted.losses[0]
     assert rooms[0] is None
