@@ -32,7 +32,7 @@ lint: venv
 bench: venv
 	$(BIN)/smartsplat bench engine
 
-# On a machine with a CUDA device; torch, Triton and numpy are all it needs (docs/gpu-checks.md).
+# On a machine with a CUDA device; torch, Triton, numpy and numba are all it needs (docs/gpu-checks.md).
 gpu-check:
 	$(PYTHON) -m tests.benchmarks.gpu --output build/gpu
 

@@ -115,7 +115,7 @@ class DeviceOperators:
 
     def draw_change(self, planes: Tensor, step: Tensor, *, weight: Tensor | None = None) -> None:
         """Fill `planes` with the image's change per unit `step`, whitened ``(N, 5 + C)``, times `weight`."""
-        self._draw(planes, self.colors, step, None, weight)
+        self._draw(planes, self.colors, step.float(), None, weight)
 
     def gather(self, planes: Tensor) -> Tensor:
         """Return the gradient of ``sum(planes * image)``, ``(N, 5 + C)`` float64, in whitened coordinates.

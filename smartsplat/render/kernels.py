@@ -203,10 +203,8 @@ def _weigh(gaussian, y, x, cut):
 @triton.jit
 def _log_change(step, u, v):
     """Return the change of ``ln g`` for a whitened `step`."""
-    move_u, move_v = tl.load(step).to(tl.float32) * _LINEAR, tl.load(step + 1).to(tl.float32) * _LINEAR
-    stretch_u, stretch_v = tl.load(step + 2).to(tl.float32) * _SQUARE, tl.load(step + 3).to(tl.float32) * _SQUARE
-    along_u = move_u + u * stretch_u + v * (tl.load(step + 4).to(tl.float32) * _SQUARE)
-    along_v = move_v + v * stretch_v
+    along_u = tl.load(step) * _LINEAR + u * (tl.load(step + 2) * _SQUARE) + v * (tl.load(step + 4) * _SQUARE)
+    along_v = tl.load(step + 1) * _LINEAR + v * (tl.load(step + 3) * _SQUARE)
     return u * along_u + v * along_v
 
 
@@ -248,7 +246,7 @@ def draw(
         How many entries the lists should have (a pointer), and for how many there was room. If they are too many, the
         image is wrong, and each loss is infinite.
     geometry, colors, steps
-        ``(N, 8)``, ``(N, stride)`` and ``(N, 5 + stride)`` of any precision; bands are read from `first` on.
+        ``(N, 8)``, ``(N, stride)`` and ``(N, 5 + stride)``; bands are read from `first` on.
     weight
         ``(height, width)`` or None: what is written is multiplied by it.
     plane, across
@@ -272,8 +270,7 @@ def draw(
             step = steps + i * (5 + stride)
             log_change = weights * _log_change(step, u, v)
             for band in tl.static_range(BANDS):
-                color_change = tl.load(step + 5 + first + band).to(tl.float32)
-                change = tl.load(color + band) * log_change + weights * color_change
+                change = tl.load(color + band) * log_change + weights * tl.load(step + 5 + first + band)
                 added = added + (totals[band] + change,)
         else:
             for band in tl.static_range(BANDS):
