@@ -9,6 +9,7 @@ import numpy as np
 
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
+from smartsplat.optim.deadline import Deadline
 from smartsplat.optim.host import HOST
 from smartsplat.optim.machine import Bounds, Loss, Machine
 from smartsplat.render.coordinates import frames_of
@@ -56,7 +57,15 @@ class Rates:
 
 
 def adam(
-    own: Gaussians, loss: Loss, *, region: Region, bounds: Bounds, steps: int, rates: Rates, machine: Machine = HOST
+    own: Gaussians,
+    loss: Loss,
+    *,
+    region: Region,
+    bounds: Bounds,
+    steps: int,
+    rates: Rates,
+    machine: Machine = HOST,
+    deadline: Deadline | None = None,
 ) -> Gaussians:
     """Return the best state that `steps` steps of Adam from `own` pass through.
 
@@ -70,6 +79,13 @@ def adam(
         Of the image that the loss takes, px.
     bounds
         Kept at every step.
+    deadline
+        Looked at before each step.
+
+    Raises
+    ------
+    FitError
+        If the deadline has passed.
 
     References
     ----------
@@ -80,6 +96,8 @@ def adam(
     first, second = np.zeros_like(rows), np.zeros_like(rows)
     planes = machine.operators(own, region).new_planes(own.bands)
     for step in range(steps + 1):
+        if deadline is not None:
+            deadline.check()
         current = Gaussians.from_rows(rows, origin=own.origin)
         at = machine.operators(current, region)
         at.draw(planes)

@@ -20,6 +20,7 @@ from typing import Any
 
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region
+from smartsplat.optim.deadline import Deadline
 from smartsplat.optim.host import HOST
 from smartsplat.optim.machine import Bounds, Machine
 
@@ -64,6 +65,7 @@ def levenberg_marquardt(
     pairs: int,
     damping: float = 0.2,
     machine: Machine = HOST,
+    deadline: Deadline | None = None,
 ) -> Fitted:
     """Return `own` with a lower ``sum weight (image - target)^2`` over `region`; never with a higher one.
 
@@ -81,6 +83,13 @@ def levenberg_marquardt(
         Work: products with the matrix, each trial of a step counted as one too; at most one more is done.
     damping
         To begin with.
+    deadline
+        Looked at before each step.
+
+    Raises
+    ------
+    FitError
+        If the deadline has passed.
 
     Notes
     -----
@@ -94,6 +103,8 @@ def levenberg_marquardt(
     gradient = at.gather(residual)
     spent, step = 0, 0
     while spent < pairs and losses[-1] > 0:
+        if deadline is not None:
+            deadline.check()
         iterations = min(inner_iterations(step), max(1, pairs - spent - 1))
         system = _System(
             machine=machine, at=at.narrowed(_RADIUS_SHARE), own=state, damping=damping, weight=weight, change=change
