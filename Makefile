@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: venv demo test test-fast test-long lint bench clean
+.PHONY: venv demo test test-fast test-long lint bench gpu-check clean
 
 venv: $(READY)
 
@@ -34,6 +34,10 @@ lint: venv
 
 bench: venv
 	$(BIN)/smartsplat bench engine
+
+# On a machine with a CUDA device; torch, Triton, numpy and numba are all it needs (docs/gpu-checks.md).
+gpu-check:
+	$(PYTHON) -m tests.benchmarks.gpu --output build/gpu
 
 clean:
 	rm -rf .venv demo

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.engine_scene import PAIRS_A_PIXEL, engine_scene
 from flows.plots import new_figure
 from flows.settings import scene_config
 from pipeline.executors import keep_freed_memory
@@ -21,13 +21,7 @@ from pipeline.progress import Progress
 from pipeline.trial import Trial, run_trial
 from smartsplat.budget import gaussian_count
 from smartsplat.config import SceneConfig
-from smartsplat.gaussians import Gaussians
-from smartsplat.geometry import Region
-from smartsplat.render.footprint import CUTOFF
 from storage.source import read_info
-
-PAIRS_A_PIXEL = 12
-"""Of the engine's test scene: footprints over each pixel."""
 
 _REPEATS = 9
 _STAGES_PAIRS = 40  # what the stages' pairs come to at full resolution
@@ -172,21 +166,6 @@ def _operator_calls(side: int) -> dict[str, Callable[[], object]]:
         "jvp": lambda: at.draw_change(planes, step),
         "vjp": lambda: at.gather(target),
     }
-
-
-def engine_scene(side: int) -> tuple[Gaussians, Region]:
-    """Return random Gaussians with `PAIRS_A_PIXEL` footprints over each pixel, and the square they cover."""
-    count = round(side * side * 9000 / 1024**2)
-    rng = np.random.default_rng(0)
-    rows = np.empty((count, 8))
-    rows[:, 0:2] = rng.uniform(0, side, (count, 2))
-    rows[:, 2:4] = np.exp(rng.normal(0, 0.4, (count, 2)))
-    covered = math.pi * CUTOFF**2 * rows[:, 2:4].prod(axis=1).sum()
-    rows[:, 2:4] *= math.sqrt(PAIRS_A_PIXEL * side * side / covered)
-    rows[:, 4] = rng.uniform(0, math.pi, count)
-    rows[:, 5:] = rng.uniform(-1, 1, (count, 3))
-    gaussians = Gaussians.from_rows(rows.astype(np.float32))
-    return gaussians, Region(y0=0, y1=side, x0=0, x1=side)
 
 
 def median_seconds(calls: Sequence[Callable[[], object]]) -> list[float]:

@@ -408,6 +408,7 @@ def bench_engine(as_json: Json = False) -> None:
 def main() -> None:
     """Run the command."""
     logging.basicConfig(level=logging.WARNING, format="smartsplat: %(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings become errors of ours, said once
     app()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
 from storage.scene import Manifest, Scene
 from storage.source import SourceInfo, read_info
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +244,8 @@ def prepare(
     policy: FailurePolicy = DEFAULT_POLICY,
 ) -> Preparation:
     """Return the plan and the state of its scene, having checked everything that can be before work starts."""
-    resolve_engine(resources.engine)
+    if resources.engine != resolve_engine(resources.engine) == "cuda":
+        logger.info("%s: worked out on the CUDA device (--engine cpu does without)", path)
     plan = plan_scene(read_info(source), config, resources=resources, cores=usable_cores())
     if not path.exists():
         _check_place(path)

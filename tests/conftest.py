@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from smartsplat.gaussians import Gaussians
+
+# The CUDA engine's kernels run in Triton's interpreter, wherever the tests run; read when Triton is first imported.
+# With TRITON_INTERPRET=0 they are compiled and need a device.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 FAMILIES = ("tiny", "ordinary", "huge", "needles", "outside", "mixed")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +10,9 @@ import numpy as np
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.optim.deadline import Deadline
-from smartsplat.optim.lm import Bounds
-from smartsplat.render import operators
-
-Loss = Callable[[Floats], tuple[float, Floats]]
-"""Planes of an image to the loss and its derivative."""
+from smartsplat.optim.host import HOST
+from smartsplat.optim.machine import Bounds, Loss, Machine
+from smartsplat.render.coordinates import frames_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +64,7 @@ def adam(
     bounds: Bounds,
     steps: int,
     rates: Rates,
-    engine: str = "auto",
+    machine: Machine = HOST,
     deadline: Deadline | None = None,
 ) -> Gaussians:
     """Return the best state that `steps` steps of Adam from `own` pass through.
@@ -77,7 +74,7 @@ def adam(
     own
         Within `bounds`.
     loss
-        To be lowered.
+        To be lowered; of planes on `machine`.
     region
         Of the image that the loss takes, px.
     bounds
@@ -97,12 +94,12 @@ def adam(
     rows, best, lowest = own.to_rows(), own, math.inf
     vector, (first_decay, second_decay) = rates.vector(own.bands), rates.decays
     first, second = np.zeros_like(rows), np.zeros_like(rows)
-    planes = operators(own, region, engine=engine).new_planes(own.bands)
+    planes = machine.operators(own, region).new_planes(own.bands)
     for step in range(steps + 1):
         if deadline is not None:
             deadline.check()
         current = Gaussians.from_rows(rows, origin=own.origin)
-        at = operators(current, region, engine=engine)
+        at = machine.operators(current, region)
         at.draw(planes)
         value, slope = loss(planes)
         if value < lowest:
@@ -111,7 +108,8 @@ def adam(
             break
         units = rates.units(rows, region)
         # Coordinates in which a step of Adam is as long as its rate in the units above.
-        gradient = at.to_rows_gradient(at.gather(slope)) * (units if rates.relative else 1)
+        frames = frames_of(current.scales.astype(np.float64), current.rotations.astype(np.float64))
+        gradient = frames.to_rows(machine.to_host(at.gather(slope))) * (units if rates.relative else 1)
         first += (1 - first_decay) * (gradient - first)
         second += (1 - second_decay) * (gradient**2 - second)
         correction = math.sqrt(1 - second_decay ** (step + 1)) / (1 - first_decay ** (step + 1))
@@ -119,7 +117,6 @@ def adam(
             correction *= 0.5 * (1 + math.cos(math.pi * step / steps))
         move = np.float32(correction) * vector * units * first / (np.sqrt(second) + np.float32(1e-15))
         rows = (rows - move).astype(np.float32)
-        last = np.nextafter(bounds.high, np.float32(-np.inf))
-        np.clip(rows[:, 0:2], bounds.low, last, out=rows[:, 0:2])
+        np.clip(rows[:, 0:2], bounds.low, bounds.last, out=rows[:, 0:2])
         np.clip(rows[:, 2:4], np.float32(bounds.min_scale), np.float32(bounds.max_scale), out=rows[:, 2:4])
     return best

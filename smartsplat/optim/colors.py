@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats
-from smartsplat.render.cpu import Operators
+from smartsplat.optim.machine import LEAST_AREA, Machine
 
 
 def solve_colors(
-    operators: Operators, target: Floats, *, weight: Floats | None, start: Floats, scales: Floats, iterations: int
+    machine: Machine, operators: Any, target: Any, *, weight: Any, start: Floats, scales: Floats, iterations: int
 ) -> Floats:
     """Return colors ``c`` that lower ``sum w (render(c) - target)^2``, by preconditioned conjugate gradients.
 
     Parameters
     ----------
-    operators
-        Of the Gaussians, whose own colors are not used.
-    target
-        Planes ``(C, height, pitch)``.
-    weight
-        One plane, 0 = no data; None = all 1.
+    machine, operators
+        Where to work, and its operators of the Gaussians, whose own colors are not used.
+    target, weight
+        Planes, and one plane, 0 = no data; None = all 1.
     start
         ``(N, C)``: the colors to begin from; never made worse.
     scales
@@ -36,32 +34,32 @@ def solve_colors(
     Each band has the same operator but its own step length: the bands are separate problems solved side by side.
     Images in float32, the solver's vectors and sums in float64.
     """
-    inverse_diagonal = 1 / np.maximum(math.pi * scales.prod(axis=1, keepdims=True, dtype=np.float64), 1e-3)
-    colors = start.astype(np.float64)
-    image = np.empty_like(target)
-    operators.draw(image, colors=start, target=target, weight=weight)
-    residual = -_pull(operators, image)
-    direction = np.zeros_like(residual)
-    previous = np.ones(residual.shape[1])
+    xp = machine.xp
+    areas = math.pi * scales.prod(axis=1, keepdims=True, dtype=np.float64)
+    inverse_diagonal, colors = machine.to_vectors(1 / np.maximum(areas, LEAST_AREA)), machine.to_vectors(start)
+    image = xp.empty_like(target)
+
+    def pull(seen: Any, **what: Any) -> Any:
+        operators.draw(image, colors=xp.asarray(seen, dtype=xp.float32), weight=weight, **what)
+        return operators.gather(image)[:, GEOMETRY_PARAMETERS:]
+
+    residual = -pull(colors, target=target)
+    direction, previous = xp.zeros_like(residual), xp.ones_like(residual[:1])
     for _ in range(iterations):
         preconditioned = residual * inverse_diagonal
-        norms = (residual * preconditioned).sum(axis=0)
+        norms = (residual * preconditioned).sum(axis=0, keepdims=True)
         if not (norms > 0).any():
             break
-        direction = preconditioned + direction * _ratio(norms, previous)
-        operators.draw(image, colors=direction.astype(np.float32), weight=weight)
-        mapped = _pull(operators, image)
-        lengths = _ratio(norms, (direction * mapped).sum(axis=0))
+        direction = preconditioned + direction * _ratio(xp, norms, previous)
+        mapped = pull(direction)
+        lengths = _ratio(xp, norms, (direction * mapped).sum(axis=0, keepdims=True))
         colors += lengths * direction
         residual -= lengths * mapped
         previous = norms
-    return colors.astype(np.float32)
+    return machine.to_host(colors).astype(np.float32)
 
 
-def _pull(operators: Operators, image: Floats) -> NDArray[np.float64]:
-    return operators.gather(image)[:, GEOMETRY_PARAMETERS:]
-
-
-def _ratio(upper: NDArray[np.float64], lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ratio(xp: Any, upper: Any, lower: Any) -> Any:
     """Return ``upper / lower``, 0 where `lower` is not positive: that band is solved, or has nothing to see."""
-    return np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)
+    some = lower > 0
+    return xp.where(some, upper / xp.where(some, lower, 1.0), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +13,12 @@ from smartsplat.config import FitConfig
 from smartsplat.errors import FitError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians, concatenate
 from smartsplat.geometry import Region
-from smartsplat.optim.adam import Loss, Rates, adam
+from smartsplat.optim.adam import Rates, adam
 from smartsplat.optim.colors import solve_colors
 from smartsplat.optim.deadline import Deadline
 from smartsplat.optim.levels import from_level, level_scale, to_level
-from smartsplat.optim.lm import LEAST_DAMPING, Bounds, Fitted, levenberg_marquardt
-from smartsplat.optim.loss import MixedLoss
-from smartsplat.render import operators
-from smartsplat.render.cpu import to_image, to_planes
+from smartsplat.optim.lm import LEAST_DAMPING, Fitted, levenberg_marquardt
+from smartsplat.optim.machine import Bounds, Loss, Machine, machine_for
 from smartsplat.schedule import FitPass
 
 
@@ -85,20 +84,21 @@ class FittedTiles:
         Of each tile.
     report
         What the visit did.
-    residual
-        Planes ``weight (image - target)`` over the padded region.
-    weight
-        A plane; None = all 1.
+    machine, residual, weight
+        Where the fit was done; on it, planes ``weight (image - target)`` over the padded region, and one plane or None
+        (all 1).
     """
 
     gaussians: list[Gaussians]
     report: FitReport
-    residual: Floats
-    weight: Floats | None
+    machine: Machine
+    residual: Any
+    weight: Any
 
     def left_over(self) -> Floats:
         """Return ``(h, w, C)`` target minus image, 0 where there is no data."""
-        return np.ascontiguousarray(-to_image(_over_weight(self.residual, self.weight)))
+        planes = -_over_weight(self.machine, self.residual, self.weight)
+        return np.ascontiguousarray(self.machine.to_host(self.machine.to_pixels(planes)))
 
 
 def fit_tiles(
@@ -147,14 +147,15 @@ def fit_tiles(
     moving = [one.scales.max(axis=1, initial=0) >= work.least_scale for one in own]
     still = [*frozen, *(one.select(~moves) for one, moves in zip(own, moving, strict=True))]
     movers = [one.select(moves) for one, moves in zip(own, moving, strict=True)]
-    whole, around = to_planes(target.pixels), _image_of(still, target, engine=engine)
+    machine = machine_for(engine)
+    whole, around = machine.to_planes(target.pixels), _image_of(still, target, machine=machine)
     problem = _Problem(
+        machine=machine,
         region=target.padded,
         target=whole if around is None else whole - around,
         around=around,
-        weight=None if target.weight is None else to_planes(target.weight[:, :, None])[0],
+        weight=None if target.weight is None else machine.to_planes(target.weight[:, :, None])[0],
         bounds=_bounds(target, movers, cores=cores, min_scale=config.min_scale, max_scale=max_scale),
-        engine=engine,
         deadline=deadline,
     )
     origin = target.core.origin
@@ -163,35 +164,36 @@ def fit_tiles(
     fitted = _split(
         done.gaussians, own, moving, target=target, cores=cores, min_scale=config.min_scale, max_scale=max_scale
     )
-    report = _report(fitted, done, target=target)
+    report = _report(fitted, done, problem, target=target)
     if not math.isfinite(report.loss_after) or not all(one.is_finite() for one in fitted):
         raise FitError("the fit has come to values that are no numbers (NaN or infinite)")
-    return FittedTiles(gaussians=fitted, report=report, residual=done.residual, weight=problem.weight)
+    return FittedTiles(gaussians=fitted, report=report, machine=machine, residual=done.residual, weight=problem.weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Problem:
     """A fit at its level: over what region, to what planes and with what weights, and where Gaussians may be.
 
-    The image is what is fitted to `target` and, if it is not None, `around`: what stays as it is.
+    The image is what is fitted to `target` and, if it is not None, `around`: what stays as it is. All planes are the
+    machine's.
     """
 
+    machine: Machine
     region: Region
-    target: Floats
-    around: Floats | None
-    weight: Floats | None
+    target: Any
+    around: Any
+    weight: Any
     bounds: Bounds
-    engine: str
     deadline: Deadline
 
     def at(self, gaussians: Gaussians) -> Fitted:
         """Return a fit that stays where it is."""
-        residual = np.empty_like(self.target)
-        here = operators(gaussians, self.region, engine=self.engine)
-        loss = here.draw(residual, target=self.target, weight=self.weight)
-        return Fitted(gaussians=gaussians, losses=(loss,), residual=residual)
+        residual = self.machine.xp.empty_like(self.target)
+        here = self.machine.operators(gaussians, self.region)
+        losses = self.machine.numbers(here, here.draw(residual, target=self.target, weight=self.weight))
+        return Fitted(gaussians=gaussians, losses=tuple(losses), residual=residual)
 
-    def moved(self, gaussians: Gaussians, target: Floats, *, pairs: int, damping: float) -> Fitted:
+    def moved(self, gaussians: Gaussians, target: Any, *, pairs: int, damping: float) -> Fitted:
         """Return a fit by Levenberg-Marquardt to other planes."""
         return levenberg_marquardt(
             gaussians,
@@ -201,19 +203,24 @@ class _Problem:
             bounds=self.bounds,
             pairs=pairs,
             damping=damping,
-            engine=self.engine,
+            machine=self.machine,
             deadline=self.deadline,
         )
 
     def mixed_loss(self, ssim_share: float) -> Loss:
         """Return the loss with SSIM in it, of the planes that are fitted: SSIM sees the image as a whole."""
-        whole = self.target if self.around is None else self.target + self.around
+        xp, around = self.machine.xp, self.around
+        whole = self.target if around is None else self.target + around
         if self.weight is None:
-            weight = to_planes(np.ones((*self.region.shape, 1), np.float32))[0]
+            weight = self.machine.to_planes(np.ones((*self.region.shape, 1), np.float32))[0]
         else:
-            weight, whole = self.weight, np.where(self.weight > 0, whole, np.float32(0))
-        loss, around = MixedLoss(whole, weight, ssim_share), self.around
-        return loss.evaluate if around is None else lambda planes: loss.evaluate(planes + around)
+            weight, whole = self.weight, xp.where(self.weight > 0, whole, 0.0)
+        loss = self.machine.mixed_loss(whole, weight, ssim_share)
+        return loss if around is None else lambda planes: loss(planes + around)
+
+    def unweighted(self, planes: Any) -> Any:
+        """Return weighted planes without their weight."""
+        return _over_weight(self.machine, planes, self.weight)
 
 
 def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: FitConfig) -> Fitted:
@@ -237,9 +244,14 @@ def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: Fi
 
 def _with_solved_colors(own: Gaussians, problem: _Problem, *, iterations: int) -> list[Fitted]:
     """Return the fit before and after."""
-    at = operators(own, problem.region, engine=problem.engine)
     colors = solve_colors(
-        at, problem.target, weight=problem.weight, start=own.colors, scales=own.scales, iterations=iterations
+        problem.machine,
+        problem.machine.operators(own, problem.region),
+        problem.target,
+        weight=problem.weight,
+        start=own.colors,
+        scales=own.scales,
+        iterations=iterations,
     )
     before, after = problem.at(own), problem.at(replace(own, colors=colors))
     # Each iteration lowers the error in exact arithmetic; in float32 a solved problem may be made worse by its noise.
@@ -255,20 +267,18 @@ def _more_similar(fit: Fitted, problem: _Problem, *, pairs: int, gain: float, mo
     loss, error = problem.mixed_loss(1.0), fit.losses[-1]
     if error <= 0:
         return fit
-    unlikeness, slope = loss(problem.target + _over_weight(fit.residual, problem.weight))
-    other = np.asarray(problem.target - 0.5 * gain * error * _over_weight(slope, problem.weight), np.float32)
+    unlikeness, slope = loss(problem.target + problem.unweighted(fit.residual))
+    other = problem.target - 0.5 * gain * error * problem.unweighted(slope)
     found = problem.at(problem.moved(fit.gaussians, other, pairs=pairs, damping=LEAST_DAMPING).gaussians)
-    unlikeness_then, _ = loss(problem.target + _over_weight(found.residual, problem.weight))
+    unlikeness_then, _ = loss(problem.target + problem.unweighted(found.residual))
     then = found.losses[0]
     better = 0 < then <= most and math.log(then / error) + gain * (unlikeness_then - unlikeness) < 0
     return found if better else fit
 
 
-def _over_weight(planes: Floats, weight: Floats | None) -> Floats:
-    """Return weighted planes without their weight, 0 where that is 0."""
-    if weight is None:
-        return planes
-    return np.divide(planes, weight, out=np.zeros_like(planes), where=weight > 0)
+def _over_weight(machine: Machine, planes: Any, weight: Any) -> Any:
+    """Return weighted planes without their weight, 0 where that is 0, as they are."""
+    return planes if weight is None else planes / machine.xp.where(weight > 0, weight, 1.0)
 
 
 def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfig) -> Gaussians:
@@ -285,17 +295,17 @@ def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfi
             color=config.color_rate,
             relative=config.relative_rates,
         ),
-        engine=problem.engine,
+        machine=problem.machine,
         deadline=problem.deadline,
     )
 
 
-def _image_of(still: Sequence[Gaussians], target: Target, *, engine: str) -> Floats | None:
+def _image_of(still: Sequence[Gaussians], target: Target, *, machine: Machine) -> Any:
     """Return the planes of everything that stays as it is; None if there is nothing."""
     sets = [one for one in still if len(one)]
     if not sets:
         return None
-    at = operators(sets, target.padded, scale=1 / target.factor, engine=engine)
+    at = machine.operators(sets, target.padded, scale=1 / target.factor)
     planes = at.new_planes(target.pixels.shape[2])
     at.draw(planes)
     return planes
@@ -348,22 +358,25 @@ def _split(
     return fitted
 
 
-def _report(fitted: Sequence[Gaussians], done: Fitted, *, target: Target) -> FitReport:
-    inner = target.core.slices_within(target.padded)
-    weighted = to_image(done.residual)[inner]
-    weight = np.ones(weighted.shape[:2]) if target.weight is None else target.weight[inner].astype(np.float64)
-    error = np.square(weighted, dtype=np.float64).sum(axis=2)
-    height, width = target.padded.shape
-    total = height * width if target.weight is None else float(target.weight.sum(dtype=np.float64))
-    share = 1 / (total * weighted.shape[2]) if total else 0.0
+def _report(fitted: Sequence[Gaussians], done: Fitted, problem: _Problem, *, target: Target) -> FitReport:
+    inner, xp, bands = target.core.slices_within(target.padded), problem.machine.xp, target.pixels.shape[2]
+    core = xp.asarray(problem.machine.to_pixels(done.residual)[inner], dtype=xp.float64)
+    error = (core * core).sum(axis=2)
+    if target.weight is None:
+        total, known = math.prod(target.padded.shape), float(math.prod(target.core.shape))
+    else:
+        weight = problem.machine.to_pixels(problem.weight[None])[inner][..., 0]
+        error = error / xp.where(weight > 0, weight, 1.0)
+        total, known = (float(part.sum(dtype=xp.float64)) for part in (problem.weight, weight))
+    share = 1 / (total * bands) if total else 0.0
     rows = np.concatenate([one.to_rows() for one in fitted])
     colors, scales = rows[:, GEOMETRY_PARAMETERS:], rows[:, 2:4]
     return FitReport(
         count=len(rows),
         loss_before=done.losses[0] * share,
         loss_after=done.losses[-1] * share,
-        squared_error=float(np.divide(error, weight, out=np.zeros_like(error), where=weight > 0).sum()),
-        weight=float(weight.sum()) * weighted.shape[2],
+        squared_error=float(error.sum()),
+        weight=known * bands,
         color_low=float(colors.min(initial=0.0)),
         color_high=float(colors.max(initial=1.0)),
         scale_low=float(scales.min()) if len(rows) else 0.0,

@@ -1,7 +1,7 @@
 """Levels: the same fit on a grid of larger pixels, where large structure converges at a fraction of the work.
 
 At level `factor` a pixel is the average of ``factor x factor`` px of the scene. A Gaussian seen through such a box is
-nearly a Gaussian again: its variance grows by the box's, and its integral stays (`smartsplat.render.packing.resample`).
+nearly a Gaussian again: its variance grows by the box's, and its integral stays (`smartsplat.render.zoom.resample`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
-from smartsplat.render.packing import resample
+from smartsplat.render.zoom import resample
 
 _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
 

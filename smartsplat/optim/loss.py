@@ -18,10 +18,14 @@ RADIUS = 5
 """Of the window of SSIM, px: 11 x 11, Gaussian with a standard deviation of 1.5 px."""
 
 _TAPS = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / 1.5) ** 2)
-_KERNEL = (_TAPS / _TAPS.sum()).astype(np.float32)
-_WINDOW = (0,) * len(_KERNEL)  # its length is what counts
+SSIM_TAPS = (_TAPS / _TAPS.sum()).astype(np.float32)
+"""Of the window along one axis."""
+
+SSIM_C1, SSIM_C2 = np.float32(0.01**2), np.float32(0.03**2)
+"""What keeps means and variances near 0 from mattering."""
+
+_WINDOW = (0,) * len(SSIM_TAPS)  # its length is what counts
 _ROWS_A_TASK = 64
-_C1, _C2 = np.float32(0.01**2), np.float32(0.03**2)
 
 # Sums over the pixels of a row may be taken in any order, as long as it is always the same.
 _jit: Any = njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
@@ -88,13 +92,13 @@ def _down(rows):  # type: ignore[no-untyped-def]
     """Smooth along y in place; the last ``2 RADIUS`` rows are only read."""
     count, pitch = rows.shape
     for x in range(0, pitch, LANES):
-        filter_columns(_WINDOW, rows, x, pitch, count - 2 * RADIUS, _KERNEL)
+        filter_columns(_WINDOW, rows, x, pitch, count - 2 * RADIUS, SSIM_TAPS)
 
 
 @_jit
 def _across(row, out):  # type: ignore[no-untyped-def]
     """Fill the inner pixels of `out` with `row` smoothed along x; the spare columns are what lies beyond the edge."""
-    filter_row(_WINDOW, out, LANES, row, LANES - RADIUS, len(row) - 2 * LANES, _KERNEL)
+    filter_row(_WINDOW, out, LANES, row, LANES - RADIUS, len(row) - 2 * LANES, SSIM_TAPS)
 
 
 @_jit
@@ -203,9 +207,9 @@ def _ssim_row(  # type: ignore[no-untyped-def]
     one, two = np.float32(1.0), np.float32(2.0)
     for x in range(len(mean)):
         a, b = mean[x], other_mean[x]
-        mean_top, mean_bottom = two * a * b + _C1, a * a + b * b + _C1
-        spread_top = two * (product[x] - a * b) + _C2
-        spread_bottom = square[x] - a * a + other_variance[x] + _C2
+        mean_top, mean_bottom = two * a * b + SSIM_C1, a * a + b * b + SSIM_C1
+        spread_top = two * (product[x] - a * b) + SSIM_C2
+        spread_bottom = square[x] - a * a + other_variance[x] + SSIM_C2
         per_both = one / (mean_bottom * spread_bottom)
         per_mean, per_spread = per_both * spread_bottom, per_both * mean_bottom
         share = weight[x] * per_both

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
+from smartsplat.render.coordinates import Frames, shapes_of
 from smartsplat.render.footprint import CUTOFF
 from smartsplat.render.lanes import LANES, MOMENTS, draw_strip, gather_strip, take_sum
 from smartsplat.render.packing import WHITENED_UNIT, PackedGaussians, pack
@@ -324,17 +325,8 @@ class Operators:
 
     def to_rows_gradient(self, moments: NDArray[np.float64]) -> Floats:
         """Return a gradient given in whitened coordinates, ``(N, 5 + C)``, in rows, float32."""
-        along_y, along_x = self._axes
-        mean, (first, second, shear) = moments[self.packed.index, :2], self.shapes.T
         gradient = moments.astype(np.float32)
-        for column, value in (
-            (0, (mean * along_y).sum(axis=1)),
-            (1, (mean * along_x).sum(axis=1)),
-            (2, moments[self.packed.index, 2] / first),
-            (3, moments[self.packed.index, 3] / second),
-            (4, moments[self.packed.index, 4] * shear),
-        ):
-            gradient[self.packed.index, column] = value
+        gradient[self.packed.index] = self._frames.to_rows(moments[self.packed.index])
         return gradient
 
     def new_planes(self, bands: int) -> Floats:
@@ -383,20 +375,14 @@ class Operators:
 
     def _whitened(self, tangent: Floats) -> NDArray[np.float64]:
         """Return a tangent given in rows in whitened coordinates."""
-        along_y, along_x = self._axes
-        step, (first, second, shear) = tangent.astype(np.float64), self.shapes.T
-        seen = step[self.packed.index]
-        step[self.packed.index, :2] = seen[:, 0:1] * along_y + seen[:, 1:2] * along_x
-        step[self.packed.index, 2] = seen[:, 2] / first
-        step[self.packed.index, 3] = seen[:, 3] / second
-        step[self.packed.index, 4] = seen[:, 4] * shear
+        step = tangent.astype(np.float64)
+        step[self.packed.index] = self._frames.whitened(tangent[self.packed.index])
         return step
 
     @property
-    def _axes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What 1 px along y and along x is in whitened coordinates, each ``(N, 2)``."""
+    def _frames(self) -> Frames:
         whitening = self.packed.whitening.astype(np.float64) / WHITENED_UNIT
-        return whitening[:, [0, 2]], whitening[:, [1, 3]]
+        return Frames(along_y=whitening[:, [0, 2]], along_x=whitening[:, [1, 3]], shapes=self.shapes)
 
     @property
     def _geometry(self) -> tuple[NDArray[Any], ...]:
@@ -440,10 +426,9 @@ def operators(gaussians: Gaussians | Sequence[Gaussians], region: Region, *, sca
     starts, items, order = _schedule(packed.cells, packed.fractions, packed.extents, packed.blocks, region.height)
     packed = packed.reordered(order)
     scales = np.concatenate([one.scales for one in sets]).astype(np.float64)[packed.index]
-    first, second = scales.T
     return Operators(
         packed=packed,
-        shapes=np.stack([first, second, first / second - second / first], axis=1),
+        shapes=shapes_of(scales),
         count=sum(len(one) for one in sets),
         region=region,
         schedule=(starts, items),

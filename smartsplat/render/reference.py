@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.footprint import CUTOFF
-from smartsplat.render.packing import resample
+from smartsplat.render.zoom import resample
 
 _STEP = 1e-100
 

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import torch
 
-from flows.bench import engine_scene
+from flows.engine_scene import engine_scene
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.cpu import operators

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    # As on a machine without a CUDA device, whatever there is.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options.setdefault("env", environment | {"CUDA_VISIBLE_DEVICES": ""})
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
 
 

@@ -336,7 +336,7 @@ BAD_SETTINGS = {
     "memory without unit": (("--memory", "lots"), "'lots' is not a size; write it like 4GiB"),
     "memory too small": (("--gaussians", "100", "--memory", "10MiB"), "10 MiB allowed; raise --memory to"),
     "unknown preset": (("--preset", "finest"), "preset 'finest' is unknown; use best, draft, paper, standard"),
-    "no GPU engine": (("--engine", "cuda"), "engine 'cuda' is not part of this version; use --engine cpu"),
+    "no GPU engine": (("--engine", "cuda"), "engine 'cuda' cannot be used here: .*; use --engine cpu"),
     "unknown engine": (("--engine", "abacus"), "engine 'abacus' is unknown"),
     "unknown executor": (("--executor", "threads"), "executor 'threads' is unknown; use serial or dask"),
     "no workers": (("--workers", "0"), "at least one is needed"),

@@ -52,6 +52,14 @@ def test_the_scene_made_in_many_ways_has_an_insertion_and_some_blocks_at_every_l
     assert blocks == {1: 10, 2: 3, 4: 2}
 
 
+@pytest.mark.parametrize(("asked", "taken", "lines"), [("auto", "cuda", 1), ("auto", "cpu", 0), ("cuda", "cuda", 0)])
+def test_a_device_that_was_not_asked_for_is_named(made_here, tmp_path, monkeypatch, caplog, asked, taken, lines):
+    monkeypatch.setattr("pipeline.compress.resolve_engine", lambda _: taken)
+    with caplog.at_level("INFO", logger="pipeline"):
+        prepare(made_here[0], tmp_path / "a.zarr", config=made_here[1], resources=Resources(engine=asked))
+    assert [("CUDA device" in line) for line in caplog.messages] == lines * [True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_scenes_made_on_any_number_of_workers_are_the_same_bytes(workers, made_here, tmp_path, files):

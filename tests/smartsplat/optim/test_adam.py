@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import replace
 
@@ -15,11 +14,10 @@ from hypothesis import strategies as st
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region
 from smartsplat.optim.adam import Rates, adam
-from smartsplat.optim.lm import Bounds
+from smartsplat.optim.host import HostMachine
+from smartsplat.optim.machine import Bounds
 from smartsplat.render import operators, reference, render
 from smartsplat.render.cpu import to_planes
-
-module = importlib.import_module("smartsplat.optim.adam")  # for what it imports: the name is also the function's
 
 few = settings(deadline=None, max_examples=25)
 seeds = st.integers(0, 2**32 - 1)
@@ -68,11 +66,11 @@ def drawn(monkeypatch):
     """Return a list that takes each state as it is drawn, after the first, of which planes are made only."""
     states = []
 
-    def watching(gaussians, region, **how):
+    def watching(machine, gaussians, region):
         states.append(gaussians)
-        return operators(gaussians, region, **how)
+        return operators(gaussians, region)
 
-    monkeypatch.setattr(module, "operators", watching)
+    monkeypatch.setattr(HostMachine, "operators", watching)
     return states
 
 
@@ -138,7 +136,7 @@ def test_no_state_leaves_the_bounds_however_large_the_steps(gaussians_of, seed, 
     own = replace(own, means=np.clip(own.means, bounds.low, last), scales=np.clip(own.scales, 0.5, 6))
     states = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "operators", lambda one, *args, **how: states.append(one) or operators(one, *args, **how))
+        patch.setattr(HostMachine, "operators", lambda _, one, region: states.append(one) or operators(one, region))
         run(own, squares_to(to_planes(noise(seed))), steps=5, rates=rates_of(relative, wildness), bounds=bounds)
     assert len(states) == 7
     for state in states:

@@ -16,6 +16,7 @@ from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId, block_grid
 from smartsplat.optim import Target, fit_tiles
 from smartsplat.optim.colors import solve_colors
+from smartsplat.optim.host import HOST
 from smartsplat.optim.levels import coarsen, level_region
 from smartsplat.optim.loss import MixedLoss
 from smartsplat.render import operators, render
@@ -530,7 +531,7 @@ def dense_colors(own, target):
 def colors_after(own, target, *, iterations):
     weight = None if target.weight is None else to_planes(target.weight[..., None])[0]
     at, goal = operators(own, target.padded), to_planes(target.pixels)
-    colors = solve_colors(at, goal, weight=weight, start=own.colors, scales=own.scales, iterations=iterations)
+    colors = solve_colors(HOST, at, goal, weight=weight, start=own.colors, scales=own.scales, iterations=iterations)
     return replace(own, colors=colors)
 
 

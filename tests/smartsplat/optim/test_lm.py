@@ -14,8 +14,9 @@ from scipy.linalg import expm
 
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region
-from smartsplat.optim import lm
-from smartsplat.optim.lm import Bounds, inner_iterations, levenberg_marquardt
+from smartsplat.optim import host, lm
+from smartsplat.optim.lm import inner_iterations, levenberg_marquardt
+from smartsplat.optim.machine import Bounds
 from smartsplat.render import operators, render
 from smartsplat.render.cpu import Operators, to_planes
 
@@ -281,7 +282,9 @@ def documented_block(area, color, damping):
 
 def system_of(own, region, weight, damping):
     at = operators(own, region)
-    return lm._System(at=at, own=own, damping=damping, weight=weight, change=at.new_planes(own.bands))
+    return lm._System(
+        machine=host.HOST, at=at, own=own, damping=damping, weight=weight, change=at.new_planes(own.bands)
+    )
 
 
 @pytest.mark.parametrize("kind", ["none", "any"])
@@ -293,7 +296,7 @@ def test_many_iterations_solve_the_damped_normal_equations(gaussians_of, seed, d
     region, weight = at_origin(*shape), weight_of(kind, shape, rng)
     matrix, _ = dense_system(own, region, weight, damping)
     gradient = rng.normal(size=(5, 8)) * np.sqrt(diagonal_of(own))
-    found = lm._solve(system_of(own, region, weight, damping), gradient, 200)
+    found, _ = lm._solve(system_of(own, region, weight, damping), gradient, 200)
     expected = np.linalg.solve(matrix, -gradient.ravel()).reshape(5, 8)
     # In the norm of the system, as conjugate gradients converge in it. Products round by 1e-7 of their size in float32,
     # and the system's condition, with its diagonal damped by 0.1 and scaled, is below 1e2: (1e-7)^2 1e2, and room.
@@ -310,7 +313,7 @@ def test_each_iteration_lowers_the_model_of_the_loss(gaussians_of, seed, family,
     gradient = rng.normal(size=(count, 8)) * np.sqrt(diagonal_of(own))
     values = [0.0]
     for iterations in (1, 2, 3, 6):
-        step = lm._solve(system, gradient, iterations)
+        step, _ = lm._solve(system, gradient, iterations)
         curved = system.product(step) + 0.1 * diagonal_of(own) * step
         values.append((gradient * step).sum() + 0.5 * (step * curved).sum())
     # In exact arithmetic each is lower than the one before. Float32 products may undo 1e-4 of what is reached.
@@ -325,7 +328,7 @@ def preconditioner_of(own, damping):
     for k in range(size):
         rest, out = np.zeros((len(own), size)), np.full((len(own), size), np.nan)
         rest[:, k] = 1
-        product = lm._precondition(out, rest, own.scales, own.colors, damping)
+        product = host._precondition(out, rest, own.scales, own.colors, damping)
         assert product == pytest.approx((out * rest).sum(), rel=1e-9)  # float64 sums
         matrices[:, :, k] = out
     return matrices
@@ -382,7 +385,7 @@ loose = Bounds(
 
 def retracted(row, step, bounds=loose):
     rows = np.array([row], np.float32)
-    lm._retract(rows, np.array([step], np.float64), bounds.low, bounds.high, bounds.min_scale, bounds.max_scale)
+    host._retract(rows, np.array([step], np.float64), bounds.low, bounds.last, bounds.min_scale, bounds.max_scale)
     return rows[0]
 
 

@@ -14,61 +14,27 @@ from hypothesis import strategies as st
 from smartsplat.errors import ConfigError
 from smartsplat.gaussians import Gaussians, concatenate
 from smartsplat.geometry import Region
-from smartsplat.optim import lm
+from smartsplat.optim import host
 from smartsplat.render import operators, reference, render, resolve_engine
 from smartsplat.render.cpu import MOST_PLANES, to_image, to_planes
 from smartsplat.render.footprint import CUTOFF
 from smartsplat.render.lanes import LANES
-from smartsplat.render.packing import resample
+from smartsplat.render.zoom import resample
+from tests.smartsplat.render.comparing import (
+    BOUNDARY,
+    TOLERANCE,
+    assert_close,
+    at_origin,
+    cotangent_on,
+    decided,
+    squared_distances,
+)
 
 few = settings(deadline=None, max_examples=30)
 seeds = st.integers(0, 2**32 - 1)
 FAMILIES = ["tiny", "ordinary", "huge", "needles", "outside", "mixed"]
 families = st.sampled_from(FAMILIES)
 SHAPES = [(1, 1), (1, 75), (83, 1), (17, 16), (64, 64), (65, 31), (130, 47), (37, 131)]
-
-# float32 with offsets up to 230 px: whitened offsets of needles round by 1e-4 of a scale, weights by that share.
-TOLERANCE = 1e-4
-# A pixel whose squared distance is this near CUTOFF^2, relatively, may fall on either side in float32.
-BOUNDARY = 2e-4
-
-
-def at_origin(height, width, y0=0, x0=0):
-    return Region(y0=y0, y1=y0 + height, x0=x0, x1=x0 + width)
-
-
-def squared_distances(gaussians, region):
-    """Return ``(N, H, W)`` Mahalanobis distances squared, by the inverse covariance, float64."""
-    first, second = gaussians.scales.astype(np.float64).T
-    cos, sin = np.cos(gaussians.rotations.astype(np.float64)), np.sin(gaussians.rotations.astype(np.float64))
-    means = gaussians.means.astype(np.float64) + gaussians.origin - region.origin
-    dy = np.arange(region.height)[:, None] + 0.5 - means[:, 0, None, None]
-    dx = np.arange(region.width)[None, :] + 0.5 - means[:, 1, None, None]
-    along = (cos[:, None, None] * dy + sin[:, None, None] * dx) / first[:, None, None]
-    across = (cos[:, None, None] * dx - sin[:, None, None] * dy) / second[:, None, None]
-    return along**2 + across**2
-
-
-def decided(sets, region):
-    """Return ``(H, W)``: pixels on no footprint's very edge. The others must be few."""
-    sets = [sets] if isinstance(sets, Gaussians) else sets
-    near = [np.abs(squared_distances(one, region) / CUTOFF**2 - 1) < BOUNDARY for one in sets]
-    clear = ~np.concatenate(near).any(axis=0)
-    # An edge is a ring of BOUNDARY of the footprint's area, so of up to 60 footprints at most about 1 % of pixels
-    # each 10^3; small images get a few more by chance.
-    assert (~clear).sum() <= 5 + 0.02 * clear.size
-    return clear
-
-
-def assert_close(found, expected, tolerance=TOLERANCE):
-    """Assert equality to `tolerance` of the largest expected value (and zero where that is zero)."""
-    assert found.shape == expected.shape
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max(initial=0))
-
-
-def cotangent_on(clear, bands, seed):
-    return (np.random.default_rng(seed).normal(size=(*clear.shape, bands)) * clear[..., None]).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -337,7 +303,7 @@ def test_draw_change_is_the_finite_difference_of_a_small_step(gaussians_of, seed
         rows = gaussians.to_rows()
         rows[:, 5:] += (factor * step[:, 5:]).astype(np.float32)
         limits = np.full((8, 2), 1e4, np.float32)
-        lm._retract(rows, factor * step, -limits, limits, 1e-3, 1e3)
+        host._retract(rows, factor * step, -limits, limits, 1e-3, 1e3)
         return Gaussians.from_rows(rows)
 
     up, down, engine = moved(size), moved(-size), operators(gaussians, region)
@@ -499,7 +465,7 @@ def test_drawing_several_sets_is_drawing_them_joined(gaussians_of):
     assert_close(render(joined, region)[clear], render(sets, region)[clear].astype(np.float64))
 
 
-@pytest.mark.parametrize("engine", ["cuda", "opengl", ""])
+@pytest.mark.parametrize("engine", ["opengl", ""])
 def test_an_engine_that_is_not_there_is_refused(engine):
     with pytest.raises(ConfigError):
         resolve_engine(engine)
