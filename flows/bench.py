@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.plots import new_figure
 from flows.settings import scene_config
 from pipeline.executors import keep_freed_memory
 from pipeline.plan import Resources
@@ -20,7 +21,6 @@ from pipeline.progress import Progress
 from pipeline.trial import Trial, run_trial
 from smartsplat.budget import gaussian_count
 from smartsplat.config import SceneConfig
-from smartsplat.errors import ConfigError
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.footprint import CUTOFF
@@ -232,11 +232,7 @@ def plot_quality(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _figure(*, xlabel: str, ylabel: str) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'smartsplat[bench]', or leave out --plot") from error
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = new_figure(figsize=(9, 6))
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     return figure, axes

@@ -18,6 +18,7 @@ import typer
 from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, StoreError
 
 if TYPE_CHECKING:
+    from pipeline.jobs import FailurePolicy
     from pipeline.plan import Resources
     from pipeline.progress import Progress
     from smartsplat.config import SceneConfig
@@ -50,6 +51,11 @@ Workers = Annotated[int | None, typer.Option(help="Parallel jobs.  [default: one
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, e.g. tcp://127.0.0.1:8786.")]
 Memory = Annotated[str | None, typer.Option(help="Most memory to take in all, e.g. 4GiB.")]
 Engine = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+MaxFailures = Annotated[int | None, typer.Option(help="Failed jobs that stop a stage at once.  [default: no limit]")]
+OnFailure = Annotated[
+    str, typer.Option(help="stop: end the stage, to be resumed; fallback: solve a failed tile's colors only.")
+]
+FitTimeout = Annotated[float | None, typer.Option(help="Longest that one visit to a tile may take, s.")]
 Plot = Annotated[Path | None, typer.Option(help="PNG file to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else, on standard output.")]
 
@@ -69,6 +75,9 @@ def compress_command(
     scheduler: Scheduler = None,
     memory: Memory = None,
     engine: Engine = "auto",
+    max_failures: MaxFailures = None,
+    on_failure: OnFailure = "stop",
+    fit_timeout: FitTimeout = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep staged pixels and working state.")] = False,
     flow: Annotated[bool, typer.Option("--flow", help="Run as a Prefect flow; no server needed.")] = False,
     as_json: Json = False,
@@ -77,7 +86,8 @@ def compress_command(
     with _exit_codes():
         config = _config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
         resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
-        arguments: dict[str, Any] = {"config": config, "resources": resources, "keep_work": keep_work}
+        policy = _policy(on_failure, most=max_failures, fit_seconds=fit_timeout)
+        arguments: dict[str, Any] = {"config": config, "resources": resources, "policy": policy, "keep_work": keep_work}
         if flow:
             from flows.compress import run_flow
 
@@ -128,6 +138,7 @@ def plan(
 def info(scene: SceneArgument, as_json: Json = False) -> None:
     """Show a scene's shape, grid, counts, bytes, ratios and stored quality."""
     with _exit_codes():
+        from pipeline.tile_quality import extremes
         from storage.scene import Scene
 
         opened = Scene.open(scene)
@@ -147,26 +158,31 @@ def info(scene: SceneArgument, as_json: Json = False) -> None:
             "nominal_ratio": manifest.config.nominal_ratio,
             "measured_ratio": opened.measured_ratio if manifest.complete else None,
             "quality": manifest.quality,
+            "degraded": list(manifest.degraded),
+            "tile_quality": extremes(opened.tile_psnr()) if manifest.complete else None,
             "digest": manifest.digest,
         }
         _print_values("scene", values, as_json=as_json)
 
 
 @app.command()
-def status(scene: SceneArgument, as_json: Json = False) -> None:
-    """Show which tiles of a scene are done, failed and missing."""
+def status(
+    scene: SceneArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again until the scene is complete.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks, 0.1 or more.", min=0.1)] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Show how far a scene is, how fast its run goes, and which tiles are done, failed and missing."""
     with _exit_codes():
-        from pipeline.status import status as read_status
+        from flows.watch import show_status, watch_status
 
-        found = read_status(scene)
-        if as_json:
-            _print_json(found)
+        if not watch:
+            show_status(scene, as_json=as_json)
             return
-        tiles = found["tiles"]
-        rows = [(stage["stage"], _stage_text(stage)) for stage in found["stages"]]
-        rows += [("tiles done", str(tiles["done"])), ("tiles missing", _some(tiles["missing"]))]
-        rows += [(f"failed: {tile}", reason) for tile, reason in tiles["failed"].items()]
-        _print_rows("complete" if found["complete"] else "unfinished: run compress again to resume", rows)
+        try:
+            watch_status(scene, every=every, as_json=as_json)
+        except KeyboardInterrupt:  # an ordinary end, but the scene is not complete
+            raise typer.Exit(FAILED) from None
 
 
 @app.command()
@@ -189,15 +205,36 @@ def render(
 
 
 @app.command()
-def evaluate(scene: SceneArgument, source: SourceArgument, engine: Engine = "auto", as_json: Json = False) -> None:
-    """Score SCENE against the image it was made from: PSNR, SSIM, MS-SSIM, size."""
+def evaluate(
+    scene: SceneArgument,
+    source: SourceArgument,
+    quality_map: Annotated[
+        Path | None, typer.Option("--map", help="Image to write: the PSNR of each tile, as colors.")
+    ] = None,
+    engine: Engine = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score SCENE against the image it was made from: PSNR, SSIM, MS-SSIM, the worst and best tile, size."""
     with _exit_codes():
+        from pipeline.compress import usable_cores
         from pipeline.decode import open_scene
-        from pipeline.evaluate import evaluate as score
+        from pipeline.evaluate import measure, score_dict
         from storage.source import read_info
 
-        scored = score(open_scene(scene, engine=engine), read_info(source), progress=_progress())
-        _print_values("quality", scored, as_json=as_json)
+        if quality_map is not None:
+            from flows.plots import check_map
+
+            check_map(quality_map)
+        view = open_scene(scene, engine=engine)
+        score = measure(view, read_info(source), threads=usable_cores(), progress=_progress())
+        values = score_dict(view, score)
+        if quality_map is not None:
+            from flows.console import quality_text
+            from flows.plots import plot_tile_psnr
+
+            title = f"{scene.name}, PSNR {quality_text(values['psnr'], decimals=2, unit=' dB')}"
+            plot_tile_psnr(score.tile_psnr, quality_map, grid=view.manifest.grid, title=title)
+        _print_values("quality", values, as_json=as_json)
 
 
 @app.command()
@@ -287,6 +324,73 @@ def bench_quality(
         _print_columns("means over the images", columns, benches.summary(found))
 
 
+@bench.command(name="tiling")
+def bench_tiling(
+    image: Annotated[Path, typer.Argument(help="Image file, small enough for one tile.", metavar="IMAGE")],
+    ratio: Annotated[float, typer.Option(help="Stands for the published number of Gaussians at it.")] = 50.0,
+    gaussians: Count = None,
+    tiles: Annotated[str, typer.Option(help="Sides of a tile to compare, px.")] = "512,1024",
+    halos: Annotated[str, typer.Option(help="Halos to compare, px.")] = "64",
+    preset: Preset = "standard",
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit IMAGE in tiles and as one tile, and show what tiling costs in all and where tiles meet."""
+    with _exit_codes():
+        from flows import bench_scale
+        from flows.settings import parse_numbers
+        from smartsplat.budget import gaussian_count
+        from storage.source import read_info
+
+        info = read_info(image)
+        count = gaussians or gaussian_count(info.height, info.width, ratio)
+        rows = bench_scale.tiling(
+            image,
+            count=count,
+            tiles=[int(value) for value in parse_numbers(tiles)],
+            halos=[int(value) for value in parse_numbers(halos)],
+            preset=preset,
+            resources=_resources(executor, workers=workers, scheduler=None, memory=None, engine="auto"),
+            seed=seed,
+            progress=_progress(),
+        )
+        if as_json:
+            _print_json({"image": str(image), "gaussians": count, "fits": rows})
+            return
+        columns = ("tile", "halo", "psnr", "gain", "seam_psnr", "seam_gain", "seconds")
+        _print_columns(f"{image}, {count} Gaussians; gains over one tile, dB", columns, rows)
+
+
+@bench.command(name="pipeline")
+def bench_pipeline(
+    image: Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")],
+    ratio: Ratio = None,
+    gaussians: Count = None,
+    preset: Preset = "standard",
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Compress IMAGE into a scratch folder, and show how fast each stage is beside the tool it rests on."""
+    with _exit_codes():
+        from flows import bench_scale
+
+        rows = bench_scale.pipeline(
+            image,
+            config=_config(preset, ratio=ratio, gaussians=gaussians, tile=None, halo=None, seed=0),
+            resources=_resources(executor, workers=workers, scheduler=None, memory=memory, engine="auto"),
+            progress=_progress(),
+        )
+        if as_json:
+            _print_json({"image": str(image), "stages": rows})
+            return
+        columns = ("stage", "seconds", "rate", "unit", "raw", "share", "idle", "workers")
+        _print_columns(f"{image}; raw: the tool alone; idle: share of time without a job", columns, rows)
+
+
 @bench.command(name="engine")
 def bench_engine(as_json: Json = False) -> None:
     """Time the engine's operators, forward and backward, at 1 and 16 megapixels."""
@@ -345,6 +449,14 @@ def _resources(
     return Resources(executor=executor, workers=workers, scheduler=scheduler, memory=limit, engine=engine)
 
 
+def _policy(on_failure: str, *, most: int | None, fit_seconds: float | None) -> FailurePolicy:
+    from pipeline.jobs import FailurePolicy
+
+    if on_failure not in ("stop", "fallback"):
+        raise ConfigError(f"--on-failure {on_failure!r} is unknown; use stop or fallback")
+    return FailurePolicy(most=most, fallback=on_failure == "fallback", fit_seconds=fit_seconds)
+
+
 def _progress() -> Progress:
     from flows.console import progress_for
 
@@ -380,24 +492,14 @@ def _value_text(name: str, value: Any) -> str:
 
     if isinstance(value, dict):
         parts = cast("dict[str, Any]", value)
-        return ", ".join(f"{key} {_value_text(key, part)}" for key, part in parts.items())
+        return ", ".join(f"{key} {_value_text(f'{key} {name}', part)}" for key, part in parts.items())
     if isinstance(value, list):
         return " x ".join(map(str, cast("list[Any]", value)))
     if value is None:
         return "-"
-    if name.endswith(("bytes", "budget")):
+    if name.endswith(("bytes", "budget", "memory")):
         return size_text(value)
     return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-
-
-def _stage_text(stage: dict[str, Any]) -> str:
-    failed = f", {stage['failed']} failed" if stage["failed"] else ""
-    return f"{stage['done']}/{stage['total']}{failed}"
-
-
-def _some(names: list[str], *, most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return f"{len(names)}" + (f": {shown}" if names else "") + (", ..." if len(names) > most else "")
 
 
 if __name__ == "__main__":

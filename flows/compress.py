@@ -15,13 +15,19 @@ from prefect.logging import get_run_logger
 
 from flows.console import LineProgress
 from pipeline.compress import Step, execute, prepare
+from pipeline.jobs import FailurePolicy
 from pipeline.plan import Resources
 from smartsplat.config import SceneConfig
 
 
 @flow(name="compress-scene", validate_parameters=False)
 def compress_scene(
-    source: str, scene: str, config: dict[str, Any], resources: dict[str, Any], keep_work: bool = False
+    source: str,
+    scene: str,
+    config: dict[str, Any],
+    resources: dict[str, Any],
+    policy: dict[str, Any] | None = None,
+    keep_work: bool = False,
 ) -> dict[str, Any]:
     """Compress the image `source` into the scene `scene`; resume it if it is unfinished.
 
@@ -33,6 +39,8 @@ def compress_scene(
         See `SceneConfig.to_dict`.
     resources
         Fields of `Resources`.
+    policy
+        Fields of `FailurePolicy`.
     keep_work
         Keep the working data.
 
@@ -40,17 +48,24 @@ def compress_scene(
     -------
     See `SceneReport.to_dict`.
     """
-    preparation = prepare(source, Path(scene), config=SceneConfig.from_dict(config), resources=Resources(**resources))
+    preparation = prepare(
+        source,
+        Path(scene),
+        config=SceneConfig.from_dict(config),
+        resources=Resources(**resources),
+        policy=FailurePolicy(**(policy or {})),
+    )
     report = execute(preparation, keep_work=keep_work, progress=LineProgress(), do=_as_task)
     get_run_logger().info("%s: ratio %.1f, PSNR %s dB", scene, report.measured_ratio, report.quality.get("psnr"))
     return report.to_dict()
 
 
 def run_flow(
-    source: Path, scene: Path, *, config: SceneConfig, resources: Resources, keep_work: bool
+    source: Path, scene: Path, *, config: SceneConfig, resources: Resources, policy: FailurePolicy, keep_work: bool
 ) -> dict[str, Any]:
     """Run `compress_scene` here and now; Prefect starts a temporary server of its own if none is configured."""
-    return compress_scene(str(source), str(scene), config.to_dict(), dataclasses.asdict(resources), keep_work=keep_work)
+    given = [dataclasses.asdict(each) for each in (resources, policy)]
+    return compress_scene(str(source), str(scene), config.to_dict(), *given, keep_work=keep_work)
 
 
 def _as_task(step: Step) -> None:

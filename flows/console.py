@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBars
 from rich.table import Table
 
@@ -18,36 +18,60 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class BarProgress:
-    """A bar for each stage, on a terminal."""
+    """A bar for the stage and one for the whole run, on a terminal; stages that are over leave a line."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._bars = RichBars(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
+            transient=True,
         )
+        self._whole: TaskID | None = None
         self._task: TaskID | None = None
-        self._note = ""
+        self._stage = self._note = ""
+        self._done = self._total = 0
+        self._started = 0.0
 
     def start(self, stage: str, *, total: int, done: int) -> None:
         """Show a new bar."""
         self._bars.start()
-        self._note = ""
-        self._task = self._bars.add_task(stage, total=total, completed=done, note="")
+        self._stage, self._note, self._done, self._total = stage, "", done, total
+        self._started = time.monotonic()
+        self._task = self._bars.add_task(stage, total=total, completed=done, count=self._count, note="")
 
     def advance(self, note: str = "", *, jobs: int = 1) -> None:
         """Move the bar."""
         if self._task is not None:
             self._note = note or self._note
-            self._bars.update(self._task, advance=jobs, note=self._note)
+            self._done += jobs
+            self._bars.update(self._task, advance=jobs, count=self._count, note=self._note)
 
     def finish(self) -> None:
-        """Leave the bar as it is."""
+        """Leave a line in place of the bar."""
         self._bars.stop()
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None
+            seconds = time.monotonic() - self._started
+            self._console.print(
+                f"{self._stage}  {self._count}  {seconds:.1f} s  {self._note}".rstrip(), highlight=False
+            )
+
+    def overall(self, share: float, *, seconds_left: float | None) -> None:
+        """Move the bar of the whole run."""
+        if self._whole is None:
+            self._whole = self._bars.add_task("all stages", total=1.0, count="", note="")
+        note = "" if seconds_left is None else f"{duration_text(seconds_left)} left"
+        self._bars.update(self._whole, completed=share, count=f"{share:.0%}", note=note)
+
+    @property
+    def _count(self) -> str:
+        return f"{self._done}/{self._total}"
 
 
 class LineProgress:
@@ -57,6 +81,7 @@ class LineProgress:
         self._stage = ""
         self._total = self._done = 0
         self._started = self._printed = 0.0
+        self._outlook = ""
 
     def start(self, stage: str, *, total: int, done: int) -> None:
         """Begin a stage."""
@@ -75,8 +100,14 @@ class LineProgress:
         if self._done >= self._total:
             self._say(f"{time.monotonic() - self._started:.1f} s")
 
+    def overall(self, share: float, *, seconds_left: float | None) -> None:
+        """Remember it for the next line."""
+        left = "" if seconds_left is None else f", {duration_text(seconds_left)} left"
+        self._outlook = f"({share:.0%} of all{left})"
+
     def _say(self, note: str) -> None:
-        print(f"{self._stage}: {self._done}/{self._total}  {note}".rstrip(), file=sys.stderr, flush=True)
+        text = f"{self._stage}: {self._done}/{self._total}  {note}  {self._outlook}".rstrip()
+        print(text, file=sys.stderr, flush=True)
 
 
 def progress_for(stream: Any) -> Progress:
@@ -87,12 +118,17 @@ def progress_for(stream: Any) -> Progress:
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
     """Print names and values side by side on standard output."""
+    Console().print(table_of(title, rows))
+
+
+def table_of(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Return names and values side by side."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    Console().print(table)
+    return table
 
 
 def print_columns(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -119,6 +155,20 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.0f} bytes"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a time as people read it.
+
+    Examples
+    --------
+    >>> duration_text(41.6), duration_text(700), duration_text(2 * 3600 + 600)
+    ('42 s', '12 min', '2 h 10 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def print_report(report: dict[str, Any]) -> None:
     """Print what came of a run, as `pipeline.compress.SceneReport.to_dict` gives it."""
     height, width, bands = report["shape"]
@@ -130,13 +180,18 @@ def print_report(report: dict[str, Any]) -> None:
         ("ratio asked / real", f"{nominal} / {report['measured_ratio']:.1f}"),
         ("bits per pixel", f"{report['bits_per_pixel']:.3f}"),
         ("Gaussians", f"{report['gaussians']} ({8 * report['bytes'] / report['gaussians']:.1f} bits each)"),
-        ("PSNR", _quality_text(report["psnr"], decimals=2, unit=" dB")),
-        ("SSIM / MS-SSIM", f"{_quality_text(report['ssim'])} / {_quality_text(report['ms_ssim'])}"),
+        ("PSNR", quality_text(report["psnr"], decimals=2, unit=" dB")),
+        ("SSIM / MS-SSIM", f"{quality_text(report['ssim'])} / {quality_text(report['ms_ssim'])}"),
     ]
+    rows += [("degraded", ", ".join(report["degraded"]))] if report["degraded"] else []
     rows += [(f"time, {stage}", f"{seconds:.1f} s") for stage, seconds in report["seconds"].items()]
+    rows += [
+        (f"memory, {stage}", f"{size_text(peak)} ({size_text(report['projected_memory'][stage])} projected)")
+        for stage, peak in report["memory"].items()
+    ]
     print_table("done" if report["seconds"] else "finished before: nothing to do", rows)
 
 
-def _quality_text(value: float | None, *, decimals: int = 4, unit: str = "") -> str:
+def quality_text(value: float | None, *, decimals: int = 4, unit: str = "") -> str:
     """Return a quality as people read it; None is the PSNR of an exact image, or an SSIM without a window."""
     return "-" if value is None else f"{value:.{decimals}f}{unit}"

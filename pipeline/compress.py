@@ -14,10 +14,13 @@ from typing import Any
 
 from pipeline import encode, evaluate, ingest, insert, optimize, rate, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
+from pipeline.jobs import DEFAULT_POLICY, FailurePolicy
+from pipeline.memory import MemoryWatch
 from pipeline.plan import Resources, ScenePlan, plan_scene
 from pipeline.progress import NoProgress, Progress
 from pipeline.recheck import recheck
 from pipeline.run import Run
+from pipeline.tracking import tracked
 from smartsplat.config import SceneConfig
 from smartsplat.errors import ConfigError, SourceError, StoreError
 from smartsplat.geometry import block_grid, colors_of
@@ -44,8 +47,13 @@ class SceneReport:
         ``psnr`` dB, ``ssim``, ``ms_ssim``.
     nbytes, bits_per_pixel, nominal_ratio, measured_ratio
         Size on disk; asked for and real.
+    degraded
+        Tiles, or blocks of them, of which a fit failed and a simpler one took its place, as was asked for.
     seconds
         Time of each stage in this run; empty if there was nothing left to do.
+    memory, projected_memory
+        Highest resident memory of this process and its workers together in each stage of this run, and what the plan
+        says of it, bytes.
     """
 
     scene: str
@@ -59,7 +67,10 @@ class SceneReport:
     bits_per_pixel: float
     nominal_ratio: float | None
     measured_ratio: float
+    degraded: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    projected_memory: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, ready for JSON."""
@@ -75,7 +86,10 @@ class SceneReport:
             "bits_per_pixel": self.bits_per_pixel,
             "nominal_ratio": self.nominal_ratio,
             "measured_ratio": self.measured_ratio,
+            "degraded": list(self.degraded),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "memory": self.memory,
+            "projected_memory": self.projected_memory,
         }
 
 
@@ -106,6 +120,7 @@ def compress(
     gaussians: int | None = None,
     config: SceneConfig | None = None,
     resources: Resources | None = None,
+    policy: FailurePolicy | None = None,
     keep_work: bool = False,
     progress: Progress | None = None,
 ) -> SceneReport:
@@ -125,6 +140,8 @@ def compress(
         All settings, instead of the two above.
     resources
         What the run may use.
+    policy
+        What becomes of it when jobs fail.
     keep_work
         Keep the staged pixels and working state inside the scene.
     progress
@@ -157,7 +174,9 @@ def compress(
         config = SceneConfig(nominal_ratio=default if ratio is None else ratio, count=gaussians)
     elif ratio is not None or gaussians is not None:
         raise ConfigError("give either a config, or a ratio or a number of Gaussians")
-    preparation = prepare(source, Path(scene), config=config, resources=resources or Resources())
+    preparation = prepare(
+        source, Path(scene), config=config, resources=resources or Resources(), policy=policy or DEFAULT_POLICY
+    )
     return execute(preparation, keep_work=keep_work, progress=progress or NoProgress(), do=lambda step: step.work())
 
 
@@ -166,13 +185,19 @@ def execute(
 ) -> SceneReport:
     """Do what is left of a prepared request, each step by `do`; return the report of the finished scene."""
     seconds: dict[str, float] = {}
+    watch = MemoryWatch()
     if not preparation.finished:
-        with preparation.executor() as executor:
-            for step in steps(preparation, executor, progress=progress):
+        with (
+            tracked(progress, scene=preparation.path, plan=preparation.plan) as watched,
+            preparation.executor() as executor,
+            watch,
+        ):
+            for step in steps(preparation, executor, progress=watched):
+                watch.begin(step.stage)
                 started = time.perf_counter()
                 do(step)
                 seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
-    return _report(preparation, keep_work=keep_work, seconds=seconds)
+    return _report(preparation, keep_work=keep_work, seconds=seconds, memory=watch.peaks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +212,8 @@ class Preparation:
         What to do.
     resources
         What to do it with.
+    policy
+        What becomes of it when jobs fail.
     exists, finished
         Whether the scene is there already, and whether nothing is left to do.
     """
@@ -194,6 +221,7 @@ class Preparation:
     path: Path
     plan: ScenePlan
     resources: Resources
+    policy: FailurePolicy
     exists: bool
     finished: bool
 
@@ -204,19 +232,28 @@ class Preparation:
         return DaskExecutor(workers=self.plan.workers, scheduler=self.resources.scheduler)
 
 
-def prepare(source: str | Path, path: Path, *, config: SceneConfig, resources: Resources) -> Preparation:
+def prepare(
+    source: str | Path,
+    path: Path,
+    *,
+    config: SceneConfig,
+    resources: Resources,
+    policy: FailurePolicy = DEFAULT_POLICY,
+) -> Preparation:
     """Return the plan and the state of its scene, having checked everything that can be before work starts."""
     resolve_engine(resources.engine)
     plan = plan_scene(read_info(source), config, resources=resources, cores=usable_cores())
     if not path.exists():
         _check_place(path)
-        return Preparation(path=path, plan=plan, resources=resources, exists=False, finished=False)
+        return Preparation(path=path, plan=plan, resources=resources, policy=policy, exists=False, finished=False)
     manifest = Scene.open(path).manifest
     if manifest.digest != plan.digest:
         raise ConfigError(_differences(path, manifest, plan))
     if not manifest.complete:
         _check_writable(path)
-    return Preparation(path=path, plan=plan, resources=resources, exists=True, finished=manifest.complete)
+    return Preparation(
+        path=path, plan=plan, resources=resources, policy=policy, exists=True, finished=manifest.complete
+    )
 
 
 def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -> Run:
@@ -226,7 +263,12 @@ def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -
     else:
         scene = Scene.create(preparation.path, _manifest(preparation.plan))
     return Run(
-        scene=scene, plan=preparation.plan, executor=executor, progress=progress, engine=preparation.resources.engine
+        scene=scene,
+        plan=preparation.plan,
+        executor=executor,
+        progress=progress,
+        engine=preparation.resources.engine,
+        policy=preparation.policy,
     )
 
 
@@ -267,7 +309,9 @@ def fit_steps(run: Run, *, new: bool) -> list[Step]:
     return found
 
 
-def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, float]) -> SceneReport:
+def _report(
+    preparation: Preparation, *, keep_work: bool, seconds: dict[str, float], memory: dict[str, int]
+) -> SceneReport:
     """Return the report of a finished scene, having discarded its working data unless that is kept."""
     scene = Scene.open(preparation.path)
     if not keep_work:
@@ -287,7 +331,10 @@ def _report(preparation: Preparation, *, keep_work: bool, seconds: dict[str, flo
         bits_per_pixel=8 * nbytes / (height * width),
         nominal_ratio=manifest.config.nominal_ratio,
         measured_ratio=manifest.raw_bytes / nbytes,
+        degraded=manifest.degraded,
         seconds=seconds,
+        memory=memory,
+        projected_memory=preparation.plan.memory,
     )
 
 

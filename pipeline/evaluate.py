@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.decode import SceneView
 from pipeline.progress import NoProgress, Progress
 from pipeline.run import Run
+from pipeline.tile_quality import TileErrors, extremes, tile_errors, tile_psnr
 from smartsplat.errors import ConfigError, StoreError
 from smartsplat.gaussians import Floats
 from smartsplat.geometry import Region, TileGrid, TileId
@@ -54,49 +57,79 @@ class ScoreJob:
         return f"region {self.core}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceScore:
+    """What a piece adds to the scene's quality, and to that of the tiles it meets."""
+
+    sums: ErrorSums
+    tiles: TileErrors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Score:
+    """How good a scene is, as a whole and by tile.
+
+    Parameters
+    ----------
+    quality
+        Of the whole.
+    tile_psnr
+        dB, ``(rows, cols)``: infinite where a tile is exact, NaN where it has no data.
+    """
+
+    quality: Quality
+    tile_psnr: NDArray[np.float64]
+
+
 def score_scene(run: Run) -> None:
-    """Score the encoded scene against the staged image, and keep the result in its manifest."""
-    run.scene.update(quality=quality_dict(_score_pieces(run, sweep=None)))
+    """Score the encoded scene against the staged image, and keep the result in it: of each tile, and of the whole."""
+    pieces = _score_pieces(run, sweep=None)
+    score = _score_of(pieces, run.scene.manifest, peak=run.normalization.span)
+    run.scene.write_tile_psnr(score.tile_psnr)
+    run.scene.update(quality=quality_dict(score.quality))
 
 
 def score_sweep(run: Run, sweep: int) -> Quality:
     """Return the quality of the working Gaussians of a sweep, not quantised, against the staged image."""
-    return _score_pieces(run, sweep=sweep)
+    pieces = _score_pieces(run, sweep=sweep)
+    return _score_of(pieces, run.scene.manifest, peak=run.normalization.span).quality
 
 
-def _score_pieces(run: Run, *, sweep: int | None) -> Quality:
+def _score_pieces(run: Run, *, sweep: int | None) -> list[PieceScore]:
     pieces = _pieces(run.scene.manifest.shape)
     jobs = [
         ScoreJob(path=str(run.scene.path), core=pieces.core(piece), engine=run.engine, sweep=sweep) for piece in pieces
     ]
-    sums = run.run_stage("evaluate", score_one, jobs)
-    return quality(sum(sums, ErrorSums.zero(run.scene.bands)), peak=run.normalization.span)
+    return run.run_stage("evaluate", score_one, jobs)
 
 
-def score_one(job: ScoreJob) -> ErrorSums:
-    """Return the sums of one piece; runs in a worker."""
+def score_one(job: ScoreJob) -> PieceScore:
+    """Return the score of one piece; runs in a worker."""
     scene = Scene.open(Path(job.path))
     pixels = PixelStore.open(scene.work())
     padded = context_region(job.core, pixels.shape[:2])
     if job.sweep is None:
-        view = SceneView(scene, engine=job.engine)
-        return _score(view.values, view, pixels.read(padded), core=job.core, padded=padded)
-    state = SweepState.open(scene.work(), job.sweep, grid=scene.grid)
-
-    def values(region: Region) -> Floats:
-        tiles = scene.grid.within(region.expand(scene.grid.reach))
-        return render(state.read_all(tiles), region, engine=job.engine)
-
-    return _score(values, scene.manifest, pixels.read(padded), core=job.core, padded=padded)
+        rendered = _rendered(SceneView(scene, engine=job.engine).values(padded), scene.manifest)
+    else:
+        state = SweepState.open(scene.work(), job.sweep, grid=scene.grid)
+        tiles = scene.grid.within(padded.expand(scene.grid.reach))
+        rendered = _rendered(render(state.read_all(tiles), padded, engine=job.engine), scene.manifest)
+    return _score(pixels.read(padded), rendered, image=scene.manifest, core=job.core, padded=padded)
 
 
-def evaluate(view: SceneView, source: SourceInfo, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Return the quality of a finished scene against an image file, and its size; reads the file once, in strips.
+def evaluate(
+    view: SceneView, source: SourceInfo, *, threads: int = 1, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Return the quality of a finished scene against an image file, and its size (see `measure` and `score_dict`)."""
+    return score_dict(view, measure(view, source, threads=threads, progress=progress))
 
-    Returns
-    -------
-    ``psnr`` (dB; None if every pixel is exact), ``ssim``, ``ms_ssim`` (None if the image is smaller than their
-    window), ``bytes``, ``bits_per_pixel``, ``measured_ratio``.
+
+def measure(view: SceneView, source: SourceInfo, *, threads: int = 1, progress: Progress | None = None) -> Score:
+    """Return how good a finished scene is against an image file; reads the file once, in strips.
+
+    What is held at a time are a few strips, and one piece more than there are threads, whatever the image's height.
+    Pieces are drawn one by one, on all the engine's threads, and scored `threads` at a time. The sums are the same for
+    any number.
 
     Raises
     ------
@@ -109,18 +142,63 @@ def evaluate(view: SceneView, source: SourceInfo, *, progress: Progress | None =
             f"{view.dtype.name}"
         )
     progress = progress or NoProgress()
-    total = ErrorSums.zero(source.bands)
+    progress.start("evaluate", total=len(_pieces(view.shape)), done=0)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            scored = _watched(_scored(pool, view, source, ahead=threads), progress)
+            return _score_of(scored, view.manifest, peak=view.normalization.span)
+    finally:
+        progress.finish()
+
+
+def _scored(pool: ThreadPoolExecutor, view: SceneView, source: SourceInfo, *, ahead: int) -> Iterator[PieceScore]:
+    """Yield the score of each piece, in order, `ahead` of them being worked on while the next one is drawn."""
     pieces = _pieces(view.shape)
-    progress.start("evaluate", total=pieces.rows, done=0)
+    waiting: deque[Future[PieceScore]] = deque()
     for row, (top, band) in enumerate(_bands(source)):
         for col in range(pieces.cols):
             core = pieces.core(TileId(row, col))
             padded = context_region(core, view.shape[:2])
-            reference = band[padded.y0 - top : padded.y1 - top, padded.x0 : padded.x1]
-            total += _score(view.values, view, reference, core=core, padded=padded)
+            # A copy, as a piece that waits would keep the whole band.
+            reference = band[padded.y0 - top : padded.y1 - top, padded.x0 : padded.x1].copy()
+            rendered = _rendered(view.values(padded), view.manifest)
+            waiting.append(pool.submit(_score, reference, rendered, image=view.manifest, core=core, padded=padded))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _watched(scored: Iterator[PieceScore], progress: Progress) -> Iterator[PieceScore]:
+    for piece in scored:
         progress.advance()
-    progress.finish()
-    return quality_dict(quality(total, peak=view.normalization.span)) | size_dict(view)
+        yield piece
+
+
+def _score_of(pieces: Iterable[PieceScore], image: Manifest, *, peak: float) -> Score:
+    """Return what the pieces come to, added up in their order, one at a time."""
+    total = ErrorSums.zero(image.shape[2])
+
+    def tiles() -> Iterator[TileErrors]:
+        nonlocal total
+        for piece in pieces:
+            total += piece.sums
+            yield piece.tiles
+
+    psnr = tile_psnr(tiles(), image.grid, peak=peak)
+    return Score(quality=quality(total, peak=peak), tile_psnr=psnr)
+
+
+def score_dict(view: SceneView, score: Score) -> dict[str, Any]:
+    """Return a score as JSON has it, with the scene's size.
+
+    Returns
+    -------
+    ``psnr`` (dB; None if every pixel is exact), ``ssim``, ``ms_ssim`` (None if the image is smaller than their
+    window), ``tiles`` (the ``worst`` and the ``best``: ``tile`` and ``psnr``), ``bytes``, ``bits_per_pixel``,
+    ``measured_ratio``.
+    """
+    return quality_dict(score.quality) | {"tiles": extremes(score.tile_psnr)} | size_dict(view)
 
 
 def size_dict(view: SceneView) -> dict[str, Any]:
@@ -175,21 +253,27 @@ def verify(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     }
 
 
-def _score(
-    values: Callable[[Region], Floats], image: SceneView | Manifest, reference: NDArray, *, core: Region, padded: Region
-) -> ErrorSums:
-    """Return the sums of one piece, `values` giving its normalised pixels and `image` its shape, type and range."""
+def _rendered(values: Floats, image: Manifest) -> NDArray:
+    """Return normalised pixels as the image has them."""
     assert image.normalization is not None
-    rendered = image.normalization.to_pixels(values(padded), np.dtype(image.dtype))
-    return error_sums(
+    return image.normalization.to_pixels(values, np.dtype(image.dtype))
+
+
+def _score(reference: NDArray, rendered: NDArray, *, image: Manifest, core: Region, padded: Region) -> PieceScore:
+    """Return the score of one piece of an image, its pixels given with those around."""
+    assert image.normalization is not None
+    weight = pixel_weight(reference)
+    sums = error_sums(
         reference,
         rendered,
         core=core,
         padded=padded,
         shape=image.shape[:2],
         peak=image.normalization.span,
-        weight=pixel_weight(reference),
+        weight=weight,
     )
+    tiles = tile_errors(reference, rendered, grid=image.grid, core=core, padded=padded, weight=weight)
+    return PieceScore(sums=sums, tiles=tiles)
 
 
 def _pieces(shape: tuple[int, int, int]) -> TileGrid:

@@ -8,7 +8,8 @@ import itertools
 import logging
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -46,11 +47,15 @@ class Outcome:
         What it returned.
     error
         What it raised instead.
+    began, ended
+        When it ran, seconds since 1970 by the clock of where it ran.
     """
 
     index: int
     result: Any = None
     error: Exception | None = None
+    began: float = 0.0
+    ended: float = 0.0
 
 
 class Executor(Protocol):
@@ -64,8 +69,8 @@ class Executor(Protocol):
         """Stop, leaving no process behind."""
         ...
 
-    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Yield each job's outcome as it ends, in any order."""
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
+        """Yield each job's outcome as it ends, in any order; closed before the last, begin no other."""
         ...
 
 
@@ -85,7 +90,7 @@ class SerialExecutor:
     def __exit__(self, *details: object) -> None:
         pass
 
-    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
         """Yield each job's outcome, in order."""
         for index, job in enumerate(jobs):
             yield _attempt(function, job, index)
@@ -143,7 +148,7 @@ class DaskExecutor:
     def __exit__(self, *details: object) -> None:
         self._stack.close()
 
-    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
         """Yield each job's outcome as it ends."""
         from distributed import as_completed
 
@@ -187,10 +192,11 @@ def _interrupts_ignored() -> Generator[None]:
 
 def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:
     keep_freed_memory()
+    began = time.time()
     try:
-        return Outcome(index=index, result=function(job))
+        return Outcome(index=index, result=function(job), began=began, ended=time.time())
     except Exception as error:
-        return Outcome(index=index, error=error)
+        return Outcome(index=index, error=error, began=began, ended=time.time())
     finally:
         if next(_jobs_ended) % _JOBS_A_RELEASE == 0:
             release_memory()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 
 from pipeline.executors import release_memory
+from pipeline.plan import STRIPS_AT_ONCE
 from pipeline.run import Run
 from smartsplat.normalization import Normalization
 from storage.groups import disk_errors, has_array
@@ -35,12 +39,20 @@ def ingest(run: Run) -> None:
 
 
 def _write_missing(run: Run, pixels: PixelStore, *, first: int, done: np.ndarray) -> None:
+    """Write strips on threads of their own while the next ones are decoded; no more at a time than memory is for."""
     run.progress.start("ingest", total=len(done), done=int(done.sum()))
+    writing: deque[Future[None]] = deque()
     try:
-        for y0, strip in read_strips(run.plan.source, strip_height=STRIP_HEIGHT, start=first * STRIP_HEIGHT):
-            index = y0 // STRIP_HEIGHT
-            if not done[index]:
-                pixels.write_strip(index, strip)
+        with ThreadPoolExecutor(STRIPS_AT_ONCE) as threads:
+            for y0, strip in read_strips(run.plan.source, strip_height=STRIP_HEIGHT, start=first * STRIP_HEIGHT):
+                index = y0 // STRIP_HEIGHT
+                if not done[index]:
+                    if len(writing) == STRIPS_AT_ONCE:
+                        writing.popleft().result()
+                        run.progress.advance()
+                    writing.append(threads.submit(pixels.write_strip, index, strip))
+            while writing:
+                writing.popleft().result()
                 run.progress.advance()
     finally:
         run.progress.finish()

@@ -31,7 +31,12 @@ from storage.pixels import PixelStore
 from storage.scene import Scene
 from storage.state import REPORT_FIELDS, SweepState, bounding_box, forget_sweeps, has_sweep, latest_sweep
 
-_SETTLING_ITERATIONS = 8
+SETTLE = "settle"
+"""Name of the stage in which shapes are quantised, and colors solved for what that did."""
+
+SETTLING = FitPass(color_iterations=8)
+"""What is done in it."""
+
 _SUMMED_FIELDS = ("squared_error", "weight")  # of a block: kept with one of its tiles, so that they add up
 
 
@@ -49,12 +54,15 @@ class BlockJob:
         What to do in this sweep.
     steps
         If given, shapes are first quantised with these, and stay as they are then.
+    seconds
+        Longest it may take; None = no limit.
     """
 
     tile: TileJob
     sweep: int
     work: FitPass
     steps: Steps | None = None
+    seconds: float | None = None
 
     def __str__(self) -> str:
         return str(self.tile) if self.work.factor == 1 else f"block {self.tile.tile} at 1/{self.work.factor}"
@@ -71,9 +79,20 @@ def stage_name(sweep: int, passes: Sequence[FitPass | InsertPass]) -> str:
     return f"fit {sweep} of {len(passes)}, {passes[sweep - 1]}"
 
 
+def phase_name(stage: str, color: int) -> str:
+    """Return what the phase of a stage is called that visits the blocks of one colour.
+
+    Examples
+    --------
+    >>> phase_name("settle", 0)
+    'settle, phase 1'
+    """
+    return f"{stage}, phase {color + 1}"
+
+
 def fit_phase(run: Run, sweep: int, work: FitPass, color: int) -> None:
     """Fit the blocks of one colour in one sweep, those that are not done yet."""
-    name = f"{stage_name(sweep, run.plan.passes)}, phase {color + 1}"
+    name = phase_name(stage_name(sweep, run.plan.passes), color)
     _phase(run, name, sweep=sweep, color=color, work=work, steps=None)
 
 
@@ -82,13 +101,12 @@ def settle_phase(run: Run, color: int) -> None:
 
     A neighbour that has settled is seen as it will be decoded, so that errors do not add up where tiles meet.
     """
-    work = FitPass(color_iterations=_SETTLING_ITERATIONS)
     _phase(
         run,
-        f"settle, phase {color + 1}",
+        phase_name(SETTLE, color),
         sweep=run.plan.last_sweep + 1,
         color=color,
-        work=work,
+        work=SETTLING,
         steps=shape_steps(run),
     )
 
@@ -138,10 +156,20 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
     run.run_stage(
         name,
         fit_one,
-        [BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps) for block in missing],
+        [
+            BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps, seconds=run.policy.fit_seconds)
+            for block in missing
+        ],
         done=len(wanted) - len(missing),
         note=_psnr_note,
+        instead=_colors_only,
     )
+
+
+def _colors_only(job: BlockJob) -> BlockJob:
+    """Return the job that leaves shapes as they are: linear, so that it has a solution whatever the pixels."""
+    colors = dataclasses.replace(SETTLING, factor=job.work.factor)
+    return dataclasses.replace(job, work=colors, seconds=None)
 
 
 def blocks_missing(grid: TileGrid, blocks: TileGrid, done: NDArray[np.bool_]) -> list[TileId]:
@@ -175,6 +203,7 @@ def fit_one(job: BlockJob) -> FitReport:
         config=config,
         max_scale=max_scale(grid.reach),
         engine=job.tile.engine,
+        seconds=job.seconds,
     )
     with disk_errors(scene.path):
         if insertion is not None:
@@ -192,10 +221,15 @@ def tiles_around(grid: TileGrid, *, core: Region, padded: Region) -> list[TileId
     return [tile for tile in grid.within(padded.expand(grid.reach)) if tile not in inside]
 
 
-def scene_psnr(work: zarr.Group, sweep: int, *, grid: TileGrid) -> float:
-    """Return the scene's PSNR as the fits of `sweep` reported it, dB, before quantisation."""
+def scene_psnr(work: zarr.Group, sweep: int, *, grid: TileGrid) -> float | None:
+    """Return the scene's PSNR as the fits of `sweep` reported it so far, dB, before quantisation and at their level.
+
+    None if no tile has been fitted in it: it has just begun, or is an insertion.
+    """
     reports = SweepState.open(work, sweep, grid=grid).reports.read_all()
-    error, weight = (reports[..., REPORT_FIELDS.index(name)].sum() for name in _SUMMED_FIELDS)
+    error, weight = (np.nansum(reports[..., REPORT_FIELDS.index(name)]) for name in _SUMMED_FIELDS)
+    if weight == 0:
+        return None
     return math.inf if error == 0 else -10 * math.log10(error / weight)
 
 

@@ -14,7 +14,7 @@ from smartsplat.errors import BudgetError, ConfigError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS
 from smartsplat.geometry import PHASES_PER_SWEEP, TileGrid, block_grid, colors_of
 from smartsplat.schedule import FitPass, InsertPass, schedule, start_count
-from storage.pixels import STRIP_HEIGHT
+from storage.pixels import COARSE, STRIP_HEIGHT
 from storage.scene import SHARD_TILES
 from storage.source import SourceInfo
 
@@ -26,6 +26,9 @@ METADATA_BYTES = 2500
 
 TILE_OVERHEAD_BYTES = 110
 """Bytes of a tile apart from its Gaussians: stream headers, code tables, checksum, its place in the shard's index."""
+
+STRIPS_AT_ONCE = 2
+"""Strips that are written while another is decoded."""
 
 SMALLEST_SIDE = 2
 MIB = 1 << 20
@@ -80,8 +83,8 @@ class ScenePlan:
         Most bytes of the finished scene; None if a number of Gaussians was asked for.
     executor, workers
         How it will run.
-    memory_bytes
-        Projected peak of this process and its workers together.
+    memory
+        Projected peak of this process and its workers together in each stage, bytes.
     """
 
     source: SourceInfo
@@ -91,7 +94,12 @@ class ScenePlan:
     byte_budget: int | None
     executor: str
     workers: int
-    memory_bytes: int
+    memory: dict[str, int]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Projected peak of this process and its workers together, bytes."""
+        return max(self.memory.values())
 
     @property
     def grid(self) -> TileGrid:
@@ -149,6 +157,7 @@ class ScenePlan:
             "executor": self.executor,
             "workers": self.workers,
             "memory_bytes": self.memory_bytes,
+            "memory": self.memory,
             "digest": self.digest,
         }
 
@@ -197,7 +206,7 @@ def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources,
         byte_budget=byte_budget,
         executor=executor,
         workers=workers,
-        memory_bytes=projected_memory(source, config, count=count, executor=executor, workers=workers),
+        memory=projected_memory(source, config, count=count, executor=executor, workers=workers),
     )
 
 
@@ -252,25 +261,37 @@ def _rounded_down(value: float) -> float:
     return math.floor(value / step) * step
 
 
-def projected_memory(source: SourceInfo, config: SceneConfig, *, count: int, executor: str, workers: int) -> int:
-    """Return the projected peak of this process and its workers together, bytes.
+def projected_memory(
+    source: SourceInfo, config: SceneConfig, *, count: int, executor: str, workers: int
+) -> dict[str, int]:
+    """Return the projected peak of this process and its workers together in each stage, bytes.
 
-    The larger of what ingest takes here and what the tile jobs take, here (serial) or in the workers; every process
-    also holds the interpreter and its libraries.
+    In every stage each process holds the interpreter and its libraries. Ingest works here, tile jobs here (serial) or
+    in the workers.
     """
     strip = STRIP_HEIGHT * source.width * source.bands * np.dtype(source.dtype).itemsize
-    averages = 2 * STRIP_HEIGHT * source.width * (source.bands + 1) * 4
-    ingest = 6 * strip + averages + 64 * MIB
-    job = job_bytes(source, config, count=count)
-    if executor == "serial":
-        return CLIENT_BYTES + max(ingest, job)
-    return CLIENT_BYTES + ingest + workers * (WORKER_BYTES + job)
+    averages = STRIP_HEIGHT // COARSE * (source.width // COARSE) * (source.bands + 1) * 4
+    # Of each strip there is also a copy filled up to whole chunks, and its compressed shard; libvips keeps two windows.
+    ingest = (3 + 3 * STRIPS_AT_ONCE) * strip + 3 * STRIPS_AT_ONCE * averages + INGEST_BYTES
+    places = 1 if executor == "serial" else workers
+    processes = CLIENT_BYTES + (0 if executor == "serial" else workers * WORKER_BYTES)
+    jobs = {
+        "sample": sample_bytes(source, config),
+        "fit": job_bytes(source, config, count=count),
+        "encode": shard_bytes(source, config, count=count),
+        "evaluate": SCORE_BYTES,
+    }
+    return {"ingest": processes + ingest} | {stage: processes + places * job for stage, job in jobs.items()}
+
+
+def sample_bytes(source: SourceInfo, config: SceneConfig) -> int:
+    """Return the projected peak of placing one tile's first Gaussians, bytes: images over the padded tile."""
+    return _window_pixels(source, config) * (40 + 24 * source.bands)
 
 
 def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
-    """Return the projected peak of one tile job, bytes: images over the padded tile, and its Gaussians."""
-    side = config.tile + 2 * config.halo
-    pixels = min(side, source.height) * min(side, source.width)
+    """Return the projected peak of one visit of the fit, bytes: images over the padded tile, and its Gaussians."""
+    pixels = _window_pixels(source, config)
     seen = min(pixels * config.fit.stage_factor**2, source.height * source.width)
     share = count * seen / (source.height * source.width)
     busiest = min(4 * share, pixels)
@@ -278,11 +299,26 @@ def job_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
     return round(images + busiest * 100 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
 
 
+def shard_bytes(source: SourceInfo, config: SceneConfig, *, count: int) -> int:
+    """Return the projected peak of writing one shard, bytes: its tiles, each filled up to the fullest one's count."""
+    pixels = min(config.tile, source.height) * min(config.tile, source.width)
+    fullest = min(8 * count * pixels / (source.height * source.width), pixels)
+    return round(3 * SHARD_TILES**2 * fullest * 4 * (GEOMETRY_PARAMETERS + source.bands)) + SCORE_BYTES
+
+
+def _window_pixels(source: SourceInfo, config: SceneConfig) -> int:
+    side = config.tile + 2 * config.halo
+    return min(side, source.height) * min(side, source.width)
+
+
 CLIENT_BYTES = 260 * MIB
 """Measured: this process with its libraries, the scheduler among them."""
 
 WORKER_BYTES = 340 * MIB
 """Measured: a worker process with its libraries and compiled kernels."""
+
+INGEST_BYTES = 64 * MIB
+"""libvips' own buffers while an image is decoded."""
 
 SCORE_BYTES = 60 * MIB
 """Scoring and encoding: fixed-size pieces, whatever the tile."""
@@ -306,16 +342,16 @@ def _choose_workers(
     if resources.memory is None:
         return executor, wanted
     lowest = 1 if resources.workers is None else wanted
-    for workers in range(wanted, lowest - 1, -1):
-        if projected_memory(source, config, count=count, executor=executor, workers=workers) <= resources.memory:
-            return executor, workers
+    ways = [(executor, workers) for workers in range(wanted, lowest - 1, -1)]
     if resources.executor == "auto" and resources.workers is None and resources.scheduler is None:
-        executor = "serial"
-        if projected_memory(source, config, count=count, executor=executor, workers=1) <= resources.memory:
-            return executor, 1
-    needed = projected_memory(source, config, count=count, executor=executor, workers=lowest)
+        ways.append(("serial", 1))
+    needs = [projected_memory(source, config, count=count, executor=way, workers=number) for way, number in ways]
+    for chosen, needed in zip(ways, needs, strict=True):
+        if max(needed.values()) <= resources.memory:
+            return chosen
+    (way, workers), (stage, most) = ways[-1], max(needs[-1].items(), key=lambda each: each[1])
     raise BudgetError(
-        f"tile {config.tile} + halo {config.halo} on {lowest} {executor} worker(s) needs {needed / MIB:.0f} MiB, "
-        f"{resources.memory / MIB:.0f} MiB allowed; raise --memory to {math.ceil(needed / MIB)}MiB, or use a smaller "
+        f"tile {config.tile} + halo {config.halo} on {workers} {way} worker(s) needs {most / MIB:.0f} MiB ({stage}), "
+        f"{resources.memory / MIB:.0f} MiB allowed; raise --memory to {math.ceil(most / MIB)}MiB, or use a smaller "
         "--tile or fewer --workers"
     )

@@ -20,6 +20,10 @@ class Progress(Protocol):
         """The stage is over."""
         ...
 
+    def overall(self, share: float, *, seconds_left: float | None) -> None:
+        """So much of the work of all stages is done, from 0 to 1, and the rest takes about so long (None = unknown)."""
+        ...
+
 
 class NoProgress:
     """Shows nothing."""
@@ -31,4 +35,7 @@ class NoProgress:
         """Do nothing."""
 
     def finish(self) -> None:
+        """Do nothing."""
+
+    def overall(self, share: float, *, seconds_left: float | None) -> None:
         """Do nothing."""

@@ -40,6 +40,7 @@ def recheck(scene: Scene) -> Scene:
 
 def _strike_damaged(scene: Scene) -> int:
     work = scene.work(writable=True)
+    scene.failures()  # an error if what is said there of jobs that were replaced cannot be believed
     struck = drop_damaged_arrays(work)
     if has_array(work, "strips"):
         struck += PixelStore.open(work).recheck()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.executors import Executor
-from pipeline.jobs import run_jobs
+from pipeline.jobs import DEFAULT_POLICY, FailurePolicy, Fallback, run_jobs
 from pipeline.plan import ScenePlan
 from pipeline.progress import Progress
 from smartsplat.errors import StoreError
@@ -35,6 +35,8 @@ class Run:
         Where jobs run, and who watches.
     engine
         See `smartsplat.render.render`.
+    policy
+        What becomes of it when jobs fail.
     """
 
     scene: Scene
@@ -42,6 +44,7 @@ class Run:
     executor: Executor
     progress: Progress
     engine: str
+    policy: FailurePolicy = DEFAULT_POLICY
 
     @property
     def normalization(self) -> Normalization:
@@ -58,10 +61,24 @@ class Run:
         *,
         done: int = 0,
         note: Callable[[Any], str] | None = None,
+        instead: Callable[[Job], Job] | None = None,
     ) -> list[Any]:
-        """Return the result of each job of a stage, `done` others being finished (see `pipeline.jobs.run_jobs`)."""
+        """Return the result of each job of a stage, `done` others being finished (see `pipeline.jobs.run_jobs`).
+
+        If the policy has it so, jobs that fail are replaced by what `instead` returns for them, and the scene keeps
+        which.
+        """
         if not jobs:
             return []
+        fallback: Fallback[Job] | None = None
+        if instead is not None:
+            names = [str(job) for job in jobs]
+
+            def record(degraded: dict[str, str]) -> None:
+                self.scene.record_degraded(stage, degraded, among=names)
+
+            record({})  # of a run that was killed in between: they are done anew
+            fallback = Fallback(instead=instead, record=record) if self.policy.fallback else None
         return run_jobs(
             function,
             jobs,
@@ -71,6 +88,9 @@ class Run:
             stage=stage,
             done=done,
             note=note,
+            most=self.policy.most,
+            fallback=fallback,
+            hint=", or with --on-failure fallback to do without them" if instead and not fallback else "",
         )
 
 

@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.compress import begin, fit_steps, prepare
 from pipeline.evaluate import quality_dict, score_sweep
@@ -14,6 +18,8 @@ from pipeline.plan import Resources
 from pipeline.progress import NoProgress, Progress
 from pipeline.run import Run
 from smartsplat.config import SceneConfig
+from smartsplat.geometry import Region
+from smartsplat.render import render
 from storage.state import SweepState, latest_sweep
 
 
@@ -33,6 +39,8 @@ class Trial:
         Time of sampling and fitting together; staging the image and scoring are left out.
     trace
         Seconds and PSNR after each sweep, if asked for.
+    image
+        ``(H, W, C)`` as rendered, in the source's type, if asked for: held in memory whole.
     """
 
     gaussians: int
@@ -40,6 +48,7 @@ class Trial:
     quality: dict[str, float | None]
     seconds: float
     trace: tuple[tuple[float, float], ...] = ()
+    image: NDArray[Any] | None = None
 
 
 def run_trial(
@@ -49,6 +58,7 @@ def run_trial(
     resources: Resources,
     scratch: Path | None = None,
     traced: bool = False,
+    rendered: bool = False,
     progress: Progress | None = None,
 ) -> Trial:
     """Return what fitting `source` comes to; its working data is made below `scratch` and deleted.
@@ -85,6 +95,7 @@ def run_trial(
                 quality=quality_dict(score_sweep(run, run.plan.last_sweep)),
                 seconds=seconds,
                 trace=tuple(trace),
+                image=_image(run) if rendered else None,
             )
 
 
@@ -92,6 +103,14 @@ def _timed(work: Callable[[], None]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def _image(run: Run) -> NDArray[Any]:
+    """Return the image of the finished fit, in the source's type."""
+    scene, (height, width, _) = run.scene, run.scene.manifest.shape
+    state = SweepState.open(scene.work(), run.plan.last_sweep, grid=scene.grid)
+    values = render(state.read_all(list(scene.grid)), Region(y0=0, y1=height, x0=0, x1=width), engine=run.engine)
+    return run.normalization.to_pixels(values, np.dtype(scene.manifest.dtype))
 
 
 def _psnr(run: Run) -> float | None:

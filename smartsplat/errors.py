@@ -19,6 +19,10 @@ class SourceError(SmartsplatError):
     """The image to compress cannot be read faithfully."""
 
 
+class FitError(SmartsplatError):
+    """A tile's Gaussians could not be fitted: what came out are no numbers, or it took longer than allowed."""
+
+
 class StoreError(SmartsplatError):
     """A scene, or one tile of it, is missing, damaged or not ours."""
 
@@ -33,3 +37,7 @@ class SinkError(SmartsplatError):
 
 class StageIncomplete(SmartsplatError):
     """Some jobs of a stage failed; what succeeded is kept."""
+
+
+class NotRunning(SmartsplatError):
+    """A scene is unfinished, and no run works on it."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
-from smartsplat.config import LEVEL_FACTORS
 from smartsplat.errors import StoreError
 from smartsplat.gaussians import Floats
 from smartsplat.geometry import Region
@@ -24,8 +23,10 @@ STRIP_HEIGHT = 256
 """Rows of a strip: one shard is one strip, so each shard has exactly one writer."""
 
 _CHUNK = 256
-_STRIPS = "strips"
-_COARSE = tuple(factor for factor in LEVEL_FACTORS if factor > 1)
+COARSE = 4
+"""The level that is stored: a sixteenth of the pixels; that of halves is quickly worked out from all of them."""
+
+_NAME, _LEVEL_NAME, _STRIPS = "pixels", f"pixels-{COARSE}", "strips"
 _FIELDS = 2  # lowest and highest finite pixel
 _SHAPE = "shape"  # attribute: of the image, or of the level
 
@@ -36,26 +37,25 @@ class PixelStore:
     Parameters
     ----------
     group
-        Holds ``pixels``, ``(H, W, C)`` in the image's own dtype; for each factor ``pixels-<factor>``, float32
-        ``(ceil(H / factor), ceil(W / factor), C + 1)``, the averages over squares of that many px with data, and the
-        share of them that has any; and ``strips``, one row per strip, written once the strip is. The arrays are
-        filled up with zeros to whole chunks, so that only whole ones are read.
+        Holds ``pixels``, ``(H, W, C)`` in the image's own dtype; ``pixels-4``, float32
+        ``(ceil(H / 4), ceil(W / 4), C + 1)``, the averages over squares of 4 px with data, and the share of them that
+        has any; and ``strips``, one row per strip, written once the strip is. The arrays are filled up with zeros to
+        whole chunks, so that only whole ones are read. The levels between are worked out when they are read.
     """
 
     def __init__(self, group: zarr.Group) -> None:
         self._group = group
-        self._array = open_array(group, _name(1), working=True)
+        self._array = open_array(group, _NAME, working=True)
+        self._coarse = open_array(group, _LEVEL_NAME, working=True)
         self._strips = Ledger.open(group, _STRIPS)
-        self._levels: dict[int, zarr.Array] = {}
 
     @classmethod
     def create(cls, group: zarr.Group, *, shape: tuple[int, int, int], dtype: str) -> PixelStore:
         """Return an empty store in `group`."""
         height, width, bands = shape
-        _create(group, _name(1), shape=shape, dtype=dtype, strip=STRIP_HEIGHT)
-        for factor in _COARSE:
-            smaller = (-(-height // factor), -(-width // factor), bands + 1)
-            _create(group, _name(factor), shape=smaller, dtype="float32", strip=STRIP_HEIGHT // factor)
+        _create(group, _NAME, shape=shape, dtype=dtype, strip=STRIP_HEIGHT)
+        smaller = (-(-height // COARSE), -(-width // COARSE), bands + 1)
+        _create(group, _LEVEL_NAME, shape=smaller, dtype="float32", strip=STRIP_HEIGHT // COARSE)
         Ledger.create(group, _STRIPS, jobs=(-(-height // STRIP_HEIGHT),), fields=_FIELDS)
         return cls(group)
 
@@ -77,40 +77,24 @@ class PixelStore:
         return np.dtype(self._array.dtype)
 
     def write_strip(self, index: int, pixels: NDArray) -> None:
-        """Write strip `index`, ``(rows, W, C)``, then its row in the ledger."""
+        """Write strip `index`, ``(rows, W, C)``, then its row in the ledger; several threads may, each its own."""
         _write(self._array, index, pixels)
-        values, weight = pixels.astype(np.float32), pixel_weight(pixels)
-        if weight is not None:
-            values[weight == 0] = 0
-        done = 1
-        for factor in _COARSE:
-            level = self._level(factor)
-            values, weight = coarsen(values, weight, factor=factor // done)
-            share = np.ones(values.shape[:2], np.float32) if weight is None else weight
-            _write(level, index, np.concatenate([values, share[:, :, None]], axis=2))
-            done = factor
+        values, weight = coarsen(pixels, pixel_weight(pixels), factor=COARSE)
+        share = np.ones(values.shape[:2], np.float32) if weight is None else weight
+        _write(self._coarse, index, np.concatenate([values, share[:, :, None]], axis=2))
         finite = pixels if pixels.dtype.kind != "f" else pixels[np.isfinite(pixels)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.inf, -math.inf)
         self._strips.write((index,), np.array([low, high]))
 
     def recheck(self) -> int:
-        """Strike out finished strips that do not read back; return how many.
-
-        Raises
-        ------
-        StoreError
-            If a level is missing altogether.
-        """
-        for factor in _COARSE:
-            self._level(factor)
+        """Strike out finished strips that do not read back; return how many."""
         height, width, _ = self.shape
         struck = 0
         for index in np.flatnonzero(self.strips_done()).tolist():
             strip = Region(y0=index * STRIP_HEIGHT, y1=min((index + 1) * STRIP_HEIGHT, height), x0=0, x1=width)
             try:
                 self.read(strip)
-                for factor in _COARSE:
-                    self.read_level(level_region(strip, factor), factor)
+                self.read_level(level_region(strip, COARSE), COARSE)
             except StoreError:
                 self._strips.strike((index,))
                 struck += 1
@@ -155,18 +139,19 @@ class PixelStore:
         StoreError
             As `read` does.
         """
-        stored = _read(self._level(factor), region)
-        share = stored[:, :, -1]
-        return stored[:, :, :-1], None if (share == 1).all() else share
-
-    def _level(self, factor: int) -> zarr.Array:
-        if factor not in self._levels:
-            self._levels[factor] = open_array(self._group, _name(factor), working=True)
-        return self._levels[factor]
-
-
-def _name(factor: int) -> str:
-    return "pixels" if factor == 1 else f"pixels-{factor}"
+        if factor == COARSE:
+            stored = _read(self._coarse, region)
+            share = stored[:, :, -1]
+            return stored[:, :, :-1], None if (share == 1).all() else share
+        finer = COARSE if factor > COARSE else 1
+        times = factor // finer
+        height, width, _ = self.shape
+        inside = level_region(Region(y0=0, y1=height, x0=0, x1=width), finer)
+        covered = Region(y0=times * region.y0, y1=times * region.y1, x0=times * region.x0, x1=times * region.x1)
+        if finer > 1:
+            return coarsen(*self.read_level(covered.intersect(inside), finer), factor=times)
+        pixels = self.read(covered.intersect(inside))
+        return coarsen(pixels, pixel_weight(pixels), factor=times)
 
 
 def _create(group: zarr.Group, name: str, *, shape: tuple[int, int, int], dtype: str, strip: int) -> None:

@@ -3,7 +3,8 @@
 ``gaussians``
     float32 ``(rows, cols, capacity, 5 + C)``: the tiles' Gaussians, sharded, through `storage.codecs.GaussiansCodec`.
 ``tiles``
-    int32 ``(rows, cols, 2)``: each tile's count, and how far its footprints reach beyond its core, px.
+    int32 ``(rows, cols, 3)``: each tile's count, how far its footprints reach beyond its core, px, and its PSNR in
+    steps of 0.1 dB, from 0 to 1000; -1 where it is not known, or no pixel has data.
 ``work``
     Only while unfinished (or kept on request): staged pixels and working state.
 """
@@ -19,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -59,7 +60,17 @@ _LATER_BYTES = 240  # what Zarr adds to the manifest, and it gains at the end: q
 _DAMAGE = (ValueError, RuntimeError, OSError, SmartsplatError)  # what Zarr and our codec raise on damaged bytes
 
 _ATTRIBUTE = "smartsplat"
-_GAUSSIANS, _TILES, _WORK = "gaussians", "tiles", "work"
+_GAUSSIANS, _TILES = "gaussians", "tiles"
+
+WORK = "work"
+"""Name of the folder, inside the scene's, that holds its working data."""
+
+HIGHEST_PSNR = 100.0
+"""PSNR of a tile, dB, that stands for all higher ones, that of an exact tile among them."""
+
+_PSNR_STEPS = 10  # a dB: the third column stays so small that it takes a byte or two of the compressed table
+_UNKNOWN = -1
+_CHECKSUM = "checksum"  # attribute of the working group: digest of the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +97,8 @@ class Manifest:
         ``psnr`` dB, ``ssim``, ``ms_ssim`` of the finished scene; None where undefined.
     complete
         Whether every tile is written and scored.
+    degraded
+        Tiles, or blocks of them, of which a fit failed and a simpler one took its place, as was asked for.
     """
 
     shape: tuple[int, int, int]
@@ -99,6 +112,7 @@ class Manifest:
     arrays: dict[str, str] = dataclasses.field(default_factory=dict)
     quality: dict[str, float | None] | None = None
     complete: bool = False
+    degraded: tuple[str, ...] = ()
 
     @property
     def grid(self) -> TileGrid:
@@ -120,7 +134,7 @@ class Manifest:
     def to_attributes(self) -> dict[str, Any]:
         """Return the group's attributes, with a checksum over all of them."""
         values = {"format": SCENE_FORMAT, **dataclasses.asdict(self)}
-        values["shape"] = list(self.shape)
+        values |= {"shape": list(self.shape), "degraded": list(self.degraded)}
         return {_ATTRIBUTE: {**values, "checksum": digest_of(values)}}
 
     @classmethod
@@ -146,10 +160,12 @@ class Manifest:
         del values["format"]
         height, width, bands = values.pop("shape")
         config, normalization = SceneConfig.from_dict(values.pop("config")), values.pop("normalization")
+        degraded = tuple(values.pop("degraded", ()))
         return cls(
             shape=(height, width, bands),
             config=config,
             normalization=None if normalization is None else Normalization(**normalization),
+            degraded=degraded,
             **values,
         )
 
@@ -193,7 +209,7 @@ class Scene:
         try:
             with disk_errors(path):
                 create_group(partial, manifest.to_attributes())
-                create_group(partial / _WORK, {})
+                create_group(partial / WORK, {_CHECKSUM: digest_of({})})
                 partial.rename(path)
                 sync(path.parent)
         finally:
@@ -226,7 +242,7 @@ class Scene:
     @property
     def nbytes(self) -> int:
         """Bytes of all the scene's files, working data left out."""
-        return tree_bytes(self.path, without=_WORK)
+        return tree_bytes(self.path, without=WORK)
 
     @property
     def metadata_bytes(self) -> int:
@@ -248,38 +264,62 @@ class Scene:
     def finish(self) -> None:
         """Mark the scene as complete: once this is on the disk, all of it is, and needs its working data no more."""
         with disk_errors(self.path):
-            sync_tree(self.path, without=_WORK)
-        self.update(complete=True)
+            sync_tree(self.path, without=WORK)
+        degraded = {job for jobs in self.degraded().values() for job in jobs}
+        self.update(complete=True, degraded=tuple(sorted(degraded)))
 
     # --- working data -------------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         """Whether there is working data."""
-        return (self.path / _WORK).exists()
+        return (self.path / WORK).exists()
 
     def work(self, *, writable: bool = False) -> zarr.Group:
         """Return the group of working data."""
         if writable not in self._work:
-            self._work[writable] = open_group(self.path / _WORK, writable=writable)
+            self._work[writable] = open_group(self.path / WORK, writable=writable)
         return self._work[writable]
 
     def failures(self) -> dict[str, dict[str, str]]:
         """Return which jobs failed in the latest run of each unfinished stage, and why."""
-        return cast("dict[str, dict[str, str]]", open_group(self.path / _WORK).attrs.get("failures", {}))
+        return self._recorded("failures")
 
     def record_failures(self, stage: str, failures: dict[str, str]) -> None:
         """Keep which jobs of `stage` failed and why; none forgets those of an earlier run."""
-        before = self.failures()
-        found = {name: jobs for name, jobs in before.items() if name != stage} | ({stage: failures} if failures else {})
+        self._record("failures", stage, failures)
+
+    def degraded(self) -> dict[str, dict[str, str]]:
+        """Return which jobs of each stage failed and were replaced by simpler ones, and why they failed."""
+        return self._recorded("degraded")
+
+    def record_degraded(self, stage: str, degraded: dict[str, str], *, among: Sequence[str]) -> None:
+        """Keep which jobs of `stage`, among those named, were replaced by simpler ones, and why."""
+        others = {job: why for job, why in self.degraded().get(stage, {}).items() if job not in among}
+        self._record("degraded", stage, others | degraded)
+
+    def _recorded(self, kind: str) -> dict[str, dict[str, str]]:
+        return self._records().get(kind, {})
+
+    def _records(self) -> dict[str, Any]:
+        records = dict(open_group(self.path / WORK).attrs)
+        if records.pop(_CHECKSUM, None) != digest_of(records):
+            raise StoreError(f"{self.path}: what is recorded of its failed jobs is damaged; run the same command again")
+        return records
+
+    def _record(self, kind: str, stage: str, jobs: dict[str, str]) -> None:
+        records = self._records()
+        before = records.get(kind, {})
+        found = {name: others for name, others in before.items() if name != stage} | ({stage: jobs} if jobs else {})
         if found != before:
+            records[kind] = found
             with disk_errors(self.path):
-                open_group(self.path / _WORK, writable=True).attrs["failures"] = cast("Any", found)
+                open_group(self.path / WORK, writable=True).attrs.update({**records, _CHECKSUM: digest_of(records)})
 
     def discard_work(self) -> None:
         """Delete the working data."""
         self._work.clear()
-        shutil.rmtree(self.path / _WORK, ignore_errors=True)
+        shutil.rmtree(self.path / WORK, ignore_errors=True)
 
     # --- tiles --------------------------------------------------------------------------------------------------
 
@@ -312,6 +352,12 @@ class Scene:
         return False
 
     @property
+    def steps(self) -> Steps:
+        """What the array of Gaussians is quantised with."""
+        codecs: Any = self._array(_GAUSSIANS).metadata
+        return codecs.codecs[0].codecs[0].steps
+
+    @property
     def shard_shape(self) -> tuple[int, int]:
         """Rows and columns of tiles in one shard."""
         return min(SHARD_TILES, self.grid.rows), min(SHARD_TILES, self.grid.cols)
@@ -338,16 +384,17 @@ class Scene:
 
     def write_tiles(self, table: NDArray[np.int32]) -> None:
         """Write each tile's count and reach, ``(rows, cols, 2)``, and note the arrays' digests."""
+        shape = (*table.shape[:2], 3)
         with disk_errors(self.path):
             create_array(
                 self._group,
                 _TILES,
-                shape=table.shape,
-                chunks=table.shape,
+                shape=shape,
+                chunks=shape,
                 dtype="int32",
                 compressors=CHECKED,
-                fill_value=-1,
-            )[:] = table
+                fill_value=_UNKNOWN,
+            )[:] = np.dstack([table, np.full(table.shape[:2], _UNKNOWN, np.int32)])
         self._arrays.pop(_TILES, None)
         self.update(arrays={name: self._array_digest(name) for name in (_GAUSSIANS, _TILES)})
 
@@ -359,11 +406,33 @@ class Scene:
         StoreError
             If the scene is not that far yet, or the table is damaged.
         """
+        return self._table()[..., :2]
+
+    def write_tile_psnr(self, psnr: NDArray[np.float64]) -> None:
+        """Keep each tile's PSNR, dB, ``(rows, cols)``: to 0.1 dB, from 0 to `HIGHEST_PSNR`; NaN where unknown."""
+        table = self._table()
+        codes = np.rint(_PSNR_STEPS * np.clip(psnr, 0, HIGHEST_PSNR))
+        table[..., 2] = np.where(np.isnan(codes), _UNKNOWN, codes)
+        with disk_errors(self.path):
+            self._array(_TILES)[:] = table
+
+    def tile_psnr(self) -> NDArray[np.float64]:
+        """Return each tile's PSNR, dB, ``(rows, cols)``, as `write_tile_psnr` keeps it; NaN where unknown.
+
+        Raises
+        ------
+        StoreError
+            As `tiles` does.
+        """
+        codes = self._table()[..., 2]
+        return np.where(codes == _UNKNOWN, np.nan, codes / _PSNR_STEPS)
+
+    def _table(self) -> NDArray[np.int32]:
         try:
             table = np.asarray(self._array(_TILES)[:])
         except (ValueError, RuntimeError, OSError) as error:
             raise StoreError(f"{self.path}: the table of tiles is damaged ({error})") from error
-        if table.shape != (*self.grid.shape, 2) or (table < 0).any():
+        if table.shape != (*self.grid.shape, 3) or (table[..., :2] < 0).any():
             raise StoreError(f"{self.path}: the table of tiles is missing or damaged")
         return table
 

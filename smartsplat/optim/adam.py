@@ -10,6 +10,7 @@ import numpy as np
 
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
+from smartsplat.optim.deadline import Deadline
 from smartsplat.optim.lm import Bounds
 from smartsplat.render import operators
 
@@ -59,7 +60,15 @@ class Rates:
 
 
 def adam(
-    own: Gaussians, loss: Loss, *, region: Region, bounds: Bounds, steps: int, rates: Rates, engine: str = "auto"
+    own: Gaussians,
+    loss: Loss,
+    *,
+    region: Region,
+    bounds: Bounds,
+    steps: int,
+    rates: Rates,
+    engine: str = "auto",
+    deadline: Deadline | None = None,
 ) -> Gaussians:
     """Return the best state that `steps` steps of Adam from `own` pass through.
 
@@ -73,6 +82,13 @@ def adam(
         Of the image that the loss takes, px.
     bounds
         Kept at every step.
+    deadline
+        Looked at before each step.
+
+    Raises
+    ------
+    FitError
+        If the deadline has passed.
 
     References
     ----------
@@ -83,6 +99,8 @@ def adam(
     first, second = np.zeros_like(rows), np.zeros_like(rows)
     planes = operators(own, region, engine=engine).new_planes(own.bands)
     for step in range(steps + 1):
+        if deadline is not None:
+            deadline.check()
         current = Gaussians.from_rows(rows, origin=own.origin)
         at = operators(current, region, engine=engine)
         at.draw(planes)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from smartsplat.config import FitConfig
+from smartsplat.errors import FitError
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians, concatenate
 from smartsplat.geometry import Region
 from smartsplat.optim.adam import Loss, Rates, adam
 from smartsplat.optim.colors import solve_colors
+from smartsplat.optim.deadline import Deadline
 from smartsplat.optim.levels import from_level, level_scale, to_level
 from smartsplat.optim.lm import LEAST_DAMPING, Bounds, Fitted, levenberg_marquardt
 from smartsplat.optim.loss import MixedLoss
@@ -109,6 +111,7 @@ def fit_tiles(
     config: FitConfig,
     max_scale: float,
     engine: str = "auto",
+    seconds: float | None = None,
 ) -> FittedTiles:
     """Return each set of `own` fitted to what `frozen` leaves of the target; never a worse fit than it was.
 
@@ -127,12 +130,20 @@ def fit_tiles(
         Px; keeps footprints within reach.
     engine
         See `smartsplat.render.render`.
+    seconds
+        Longest it may take; None = no limit.
+
+    Raises
+    ------
+    FitError
+        If it takes longer, or what comes out are no numbers.
 
     Notes
     -----
     Colors may leave [0, 1]. Images in float32; losses are summed in float64. With `work.adam_steps` "worse" is by that
     loss, which is not the one reported.
     """
+    deadline = Deadline(seconds)
     moving = [one.scales.max(axis=1, initial=0) >= work.least_scale for one in own]
     still = [*frozen, *(one.select(~moves) for one, moves in zip(own, moving, strict=True))]
     movers = [one.select(moves) for one, moves in zip(own, moving, strict=True)]
@@ -144,6 +155,7 @@ def fit_tiles(
         weight=None if target.weight is None else to_planes(target.weight[:, :, None])[0],
         bounds=_bounds(target, movers, cores=cores, min_scale=config.min_scale, max_scale=max_scale),
         engine=engine,
+        deadline=deadline,
     )
     origin = target.core.origin
     start = concatenate([to_level(one, target.factor, origin=origin) for one in movers], origin=origin)
@@ -152,6 +164,8 @@ def fit_tiles(
         done.gaussians, own, moving, target=target, cores=cores, min_scale=config.min_scale, max_scale=max_scale
     )
     report = _report(fitted, done, target=target)
+    if not math.isfinite(report.loss_after) or not all(one.is_finite() for one in fitted):
+        raise FitError("the fit has come to values that are no numbers (NaN or infinite)")
     return FittedTiles(gaussians=fitted, report=report, residual=done.residual, weight=problem.weight)
 
 
@@ -168,6 +182,7 @@ class _Problem:
     weight: Floats | None
     bounds: Bounds
     engine: str
+    deadline: Deadline
 
     def at(self, gaussians: Gaussians) -> Fitted:
         """Return a fit that stays where it is."""
@@ -187,6 +202,7 @@ class _Problem:
             pairs=pairs,
             damping=damping,
             engine=self.engine,
+            deadline=self.deadline,
         )
 
     def mixed_loss(self, ssim_share: float) -> Loss:
@@ -270,6 +286,7 @@ def _polished(own: Gaussians, problem: _Problem, *, steps: int, config: FitConfi
             relative=config.relative_rates,
         ),
         engine=problem.engine,
+        deadline=problem.deadline,
     )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from smartsplat.gaussians import Floats, Gaussians
 from smartsplat.geometry import Region
 from smartsplat.render.packing import resample
 
-_jit: Any = njit(cache=True, error_model="numpy")
+_jit: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 
 def level_region(region: Region, factor: int) -> Region:
@@ -32,7 +33,7 @@ def level_region(region: Region, factor: int) -> Region:
     )
 
 
-def coarsen(pixels: Floats, weight: Floats | None, *, factor: int) -> tuple[Floats, Floats | None]:
+def coarsen(pixels: NDArray[Any], weight: Floats | None, *, factor: int) -> tuple[Floats, Floats | None]:
     """Return the weighted averages over squares of ``factor`` px, and the averages of the weights.
 
     Parameters
@@ -40,27 +41,25 @@ def coarsen(pixels: Floats, weight: Floats | None, *, factor: int) -> tuple[Floa
     pixels
         ``(h, w, C)``, beginning at a multiple of `factor`; where it ends within a square, the rest counts as no data.
     weight
-        ``(h, w)``, 0 = no data; None = all 1.
+        ``(h, w)``, 0 = no data, whatever the pixel says; None = all 1.
+
+    Returns
+    -------
+    ``(ceil(h / factor), ceil(w / factor), C)`` float32, 0 where there is no data; the same without C, or None if all
+    are 1.
 
     Examples
     --------
     >>> import numpy as np
-    >>> values, weight = coarsen(np.array([[[1.0], [3.0], [5.0]]], np.float32), None, factor=2)
+    >>> values, weight = coarsen(np.array([[[1], [3], [5]]], np.uint8), None, factor=2)
     >>> values.ravel(), weight.ravel()
     (array([2., 5.], dtype=float32), array([0.5 , 0.25], dtype=float32))
     """
     height, width, bands = pixels.shape
-    whole = height % factor == 0 and width % factor == 0
-    if weight is None and whole:
-        return _box_means(pixels, factor), None
-    full = np.zeros((-(-height // factor) * factor, -(-width // factor) * factor, bands + 1), np.float32)
-    share = np.float32(1) if weight is None else weight[:, :, None]
-    full[:height, :width, :bands] = pixels * share
-    full[:height, :width, bands:] = share
-    means = _box_means(full, factor)
-    total = means[:, :, bands:]
-    values = np.divide(means[:, :, :bands], total, out=np.zeros_like(means[:, :, :bands]), where=total > 0)
-    return values, total[:, :, 0]
+    shares = np.zeros((-(-height // factor), -(-width // factor)), np.float32)
+    values = np.zeros((*shares.shape, bands), np.float32)
+    whole = _box_averages(pixels, weight, factor, values, shares)
+    return values, None if whole else shares
 
 
 def to_level(gaussians: Gaussians, factor: int, *, origin: tuple[int, int]) -> Gaussians:
@@ -114,12 +113,24 @@ def box_variance(factor: int) -> float:
 
 
 @_jit
-def _box_means(pixels, factor):  # type: ignore[no-untyped-def]
+def _box_averages(pixels, weight, factor, values, shares):  # type: ignore[no-untyped-def]
+    """Fill `values` and `shares`, zeros before; return whether all shares are 1."""
     height, width, bands = pixels.shape
-    means = np.zeros((height // factor, width // factor, bands), np.float32)
-    share = np.float32(1 / factor**2)  # a power of 2: exact, and no sum of large values overflows
-    for y in range(height):
-        for x in range(width):
-            for band in range(bands):
-                means[y // factor, x // factor, band] += share * pixels[y, x, band]
-    return means
+    part = np.float32(1 / factor**2)  # a power of 2: exact, and no sum of large values overflows
+    whole = True
+    for row in range(len(shares)):
+        for y in range(row * factor, min(height, (row + 1) * factor)):
+            for x in range(width):
+                share = part if weight is None else part * weight[y, x]
+                if share > 0:
+                    shares[row, x // factor] += share
+                    for band in range(bands):
+                        values[row, x // factor, band] += share * np.float32(pixels[y, x, band])
+        for col in range(shares.shape[1]):
+            share = shares[row, col]
+            if share != 1:
+                whole = False
+                if share > 0:
+                    for band in range(bands):
+                        values[row, col, band] /= share
+    return whole

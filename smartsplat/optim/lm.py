@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region
+from smartsplat.optim.deadline import Deadline
 from smartsplat.render import operators
 
 LEAST_DAMPING = 0.1
@@ -94,6 +95,7 @@ def levenberg_marquardt(
     pairs: int,
     damping: float = 0.2,
     engine: str = "auto",
+    deadline: Deadline | None = None,
 ) -> Fitted:
     """Return `own` with a lower ``sum weight (image - target)^2`` over `region`; never with a higher one.
 
@@ -111,6 +113,13 @@ def levenberg_marquardt(
         Work: products with the matrix, each trial of a step counted as one too; at most one more is done.
     damping
         To begin with.
+    deadline
+        Looked at before each step.
+
+    Raises
+    ------
+    FitError
+        If the deadline has passed.
 
     Notes
     -----
@@ -122,6 +131,8 @@ def levenberg_marquardt(
     gradient = at.gather(residual)
     spent, step = 0, 0
     while spent < pairs and losses[-1] > 0 and (gradient != 0).any():
+        if deadline is not None:
+            deadline.check()
         iterations = min(inner_iterations(step), max(1, pairs - spent - 1))
         system = _System(at=at.narrowed(_RADIUS_SHARE), own=own, damping=damping, weight=weight, change=change)
         moved = _moved(own, _solve(system, gradient, iterations), bounds)

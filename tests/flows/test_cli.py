@@ -122,6 +122,26 @@ def test_info_says_what_a_scene_is(smartsplat, compressed):
     assert "china.png" in text.stdout
 
 
+def test_info_names_the_worst_and_the_best_tile(smartsplat, compressed, photo_file):
+    tiles = only_json(smartsplat("info", compressed[0], "--json"))["tile_quality"]
+    measured = only_json(smartsplat("evaluate", compressed[0], photo_file, "--json"))["tiles"]
+    for which in ("worst", "best"):
+        assert re.fullmatch(r"\([012], [0123]\)", tiles[which]["tile"])
+        assert tiles[which]["psnr"] == pytest.approx(measured[which]["psnr"], abs=0.051)  # stored to 0.1 dB
+    assert tiles["worst"]["psnr"] < tiles["best"]["psnr"]
+
+
+def test_evaluate_draws_a_map_and_refuses_one_that_cannot_be_written_before_any_work(
+    smartsplat, compressed, photo_file, tmp_path
+):
+    done = smartsplat("evaluate", compressed[0], photo_file, "--map", tmp_path / "map.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "map.png") as image:
+        assert image.mode == "RGB"
+    refused(smartsplat("evaluate", compressed[0], photo_file, "--map", tmp_path / "map.bmp"), "extension '.bmp'")
+    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+
+
 def test_status_of_a_finished_scene(smartsplat, compressed):
     values = only_json(smartsplat("status", compressed[0], "--json"))
     assert values["complete"] is True

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline import evaluate as evaluating
 from pipeline.compress import compress
 from pipeline.decode import SceneView, open_scene
-from pipeline.evaluate import CORE, evaluate, verify
+from pipeline.evaluate import CORE, evaluate, measure, verify
 from smartsplat.config import FitConfig, SceneConfig
 from smartsplat.errors import ConfigError, StoreError
 from smartsplat.metrics import score
@@ -98,6 +100,86 @@ def test_an_image_of_another_shape_or_type_is_refused(shape, dtype, photo_view, 
     source = write_tiff(tmp_path / "other.tif", np.zeros(shape, dtype))
     with pytest.raises(ConfigError, match=r"other\.tif: .* cannot be compared with a scene of \(230, 290, 3\) uint8"):
         evaluate(photo_view, read_info(source))
+
+
+# --- By tile, on many cores, in flat memory ---------------------------------------------------------------------------
+
+
+def test_the_quality_of_each_tile_is_that_of_its_pixels_and_is_stored_in_the_scene(scored):
+    view, source, pixels = scored
+    found = measure(view, read_info(source)).tile_psnr
+    grid, stored = view.manifest.grid, view._scene.tile_psnr()
+    for tile in grid:
+        part = grid.core(tile).slices
+        expected = score(
+            pixels[part], view.render()[part], peak=view.normalization.span, weight=pixel_weight(pixels[part])
+        ).psnr
+        assert found[tile.row, tile.col] == pytest.approx(expected, abs=ORDER)
+        assert stored[tile.row, tile.col] == pytest.approx(expected, abs=0.05 + ORDER), "rounded to 0.1 dB"
+
+
+def test_the_worst_tile_and_the_best_are_named(scored):
+    view, source, _ = scored
+    psnr = measure(view, read_info(source)).tile_psnr
+    tiles = evaluate(view, read_info(source))["tiles"]
+    assert (tiles["worst"]["psnr"], tiles["best"]["psnr"]) == (psnr.min(), psnr.max())
+    places = {f"({row}, {col})": value for (row, col), value in np.ndenumerate(psnr)}
+    assert all(places[each["tile"]] == each["psnr"] for each in tiles.values())
+
+
+def test_an_exact_tile_is_stored_as_a_hundred_decibels(tmp_path, write_tiff, quick, serial):
+    source = write_tiff(tmp_path / "a.tif", np.zeros((30, 30, 3), np.uint8))
+    compress(source, tmp_path / "a.zarr", config=quick(count=5), resources=serial)
+    view = open_scene(tmp_path / "a.zarr")
+    assert np.isinf(measure(view, read_info(source)).tile_psnr).all()
+    assert (view._scene.tile_psnr() == 100).all()
+
+
+def test_any_number_of_threads_gives_the_same_score(scored):
+    view, source, _ = scored
+    one, four = (measure(view, read_info(source), threads=threads) for threads in (1, 4))
+    assert one.quality == four.quality
+    np.testing.assert_array_equal(one.tile_psnr, four.tile_psnr)
+
+
+class Held:
+    """Counts the arrays that it was shown and that someone still holds."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def show(self, array: np.ndarray) -> np.ndarray:
+        shown = array[:]  # an object of its own, as the array's may be held by what made it
+        self.now += 1
+        self.most = max(self.most, self.now)
+        weakref.finalize(shown, self.forget)
+        return shown
+
+    def forget(self) -> None:
+        self.now -= 1
+
+
+def most_held(view: SceneView, source: Path, *, threads: int) -> tuple[int, int]:
+    """Return how many strips, and how many drawn pieces, are held at a time while a scene is scored."""
+    strips, drawn = Held(), Held()
+    read, rendered = evaluating.read_strips, evaluating._rendered
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            evaluating, "read_strips", lambda *a, **k: ((y0, strips.show(strip)) for y0, strip in read(*a, **k))
+        )
+        patched.setattr(evaluating, "_rendered", lambda *a: drawn.show(rendered(*a)))
+        measure(view, read_info(source), threads=threads)
+    return strips.most, drawn.most
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_evaluate_holds_does_not_grow_with_the_height_of_the_image(threads, tmp_path, write_tiff, serial):
+    for pieces in (5, 9):
+        source = write_tiff(tmp_path / f"{pieces}.tif", waves(pieces * CORE, 40, 1, "uint8"))
+        compress(source, tmp_path / f"{pieces}.zarr", config=AS_SAMPLED, resources=serial)
+        strips, drawn = most_held(open_scene(tmp_path / f"{pieces}.zarr"), source, threads=threads)
+        assert strips <= 4, "those around a row of pieces, and the one that is read"
+        assert drawn <= threads + 2, "those that are scored, the one that is drawn, and the one that was scored last"
 
 
 # --- Soundness --------------------------------------------------------------------------------------------------------

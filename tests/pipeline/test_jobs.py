@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pipeline.executors import DaskExecutor, Executor, Outcome, SerialExecutor
-from pipeline.jobs import run_jobs
+from pipeline.jobs import Fallback, run_jobs
 from smartsplat.errors import StageIncomplete, StorageFullError, StoreError
 
 
@@ -174,6 +174,52 @@ def test_progress_starts_from_what_was_done_and_shows_notes(executor: Executor, 
 def test_arrays_are_the_same_wherever_they_are_made(executor: Executor):
     for seed, found in enumerate(run(pixels_of, list(range(10)), executor)):
         np.testing.assert_array_equal(found, pixels_of(seed))
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_more_failures_than_allowed_stop_the_stage_and_what_was_done_stays_done(
+    executor: Executor, tmp_path: Path, most: int
+):
+    watcher, failing = Watcher(), {f"n{n}": {"fails": 9} for n in range(4, 60)}
+    with pytest.raises(StageIncomplete, match=rf"stopped at {most + 1} failed jobs with \d+ not begun"):
+        run(square, works(tmp_path, 60, **failing), executor, watcher, most=most)
+    tried = [n for n in range(60) if attempts(tmp_path, n)]
+    assert len(tried) < 30
+    assert watcher.advanced >= 4
+    assert len(watcher.recorded[0]) == most + 1
+
+
+def test_as_many_failures_as_allowed_stop_nothing(executor: Executor, tmp_path: Path):
+    failing = {f"n{n}": {"fails": 9} for n in (1, 5)}
+    with pytest.raises(StageIncomplete, match="2 of 8 jobs failed"):
+        run(square, works(tmp_path, 8, **failing), executor, most=2)
+    assert all(attempts(tmp_path, n) for n in range(8))
+
+
+def test_failures_that_pass_count_for_nothing(executor: Executor, tmp_path: Path):
+    passing = {f"n{n}": {"fails": 1} for n in range(12)}
+    assert run(square, works(tmp_path, 12, **passing), executor, most=0) == [n**2 for n in range(12)]
+
+
+def test_a_job_that_fails_is_replaced_by_a_simpler_one_which_is_on_record_before_it_is_done(
+    executor: Executor, tmp_path: Path
+):
+    events: list[object] = []
+
+    def simpler(job: Work) -> Work:
+        events.append(job.number)
+        return Work(number=job.number + 100 * (job.number == 2), folder=job.folder, fails=job.fails)
+
+    failing = {f"n{n}": {"fails": 3} for n in (2, 4)}  # the simpler one for 4 fails too
+    fallback = Fallback(instead=simpler, record=events.append)
+    (tmp_path / "102-0").touch(), (tmp_path / "102-1").touch(), (tmp_path / "102-2").touch()
+    watcher = Watcher()
+    with pytest.raises(StageIncomplete, match=r"1 of 6 jobs failed.*First: work 4"):
+        run(square, works(tmp_path, 6, **failing), executor, watcher, fallback=fallback)
+    both = {"work 2": "attempt 1 fails", "work 4": "attempt 1 fails"}
+    assert events == [both, 2, 4, {"work 2": "attempt 1 fails"}]
+    assert watcher.recorded == [{"work 4": "attempt 2 fails"}]
+    assert watcher.advanced == 5
 
 
 # --- Serial -----------------------------------------------------------------------------------------------------------

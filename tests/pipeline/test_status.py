@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.compress import compress, prepare
@@ -12,6 +14,8 @@ from pipeline.optimize import stage_name
 from pipeline.status import status
 from smartsplat.config import SceneConfig
 from smartsplat.errors import StageIncomplete, StoreError
+from storage.record import write_record
+from storage.scene import Scene
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,104 @@ def test_jobs_that_fail_are_counted_with_their_stage_and_named_until_they_succee
     assert found["done"] == 0
     compress(source, scene, config=tiny, resources=serial)
     assert status(scene)["tiles"] == {"done": 6, "failed": {}, "missing": []}
+
+
+def test_the_stage_and_phase_now_are_those_that_come_next_and_the_share_never_falls(source, tmp_path, tiny, walk):
+    scene, shares = tmp_path / "a.zarr", []
+    for step in walk(source, scene, tiny):
+        if step.name == "finish":
+            break
+        found = status(scene)
+        now = found["now"]
+        shares.append(found["share"])
+        phase = "" if now["phase"] is None else f", phase {now['phase']}"
+        if step.name.startswith("sweep"):
+            sweep, what = step.name.removeprefix("sweep ").split(": ")
+            assert f"{now['stage']}{phase}" == f"fit {sweep} of 6, {what}"
+        else:
+            assert f"{now['stage']}{phase}" == step.name
+        if now["stage"] != "evaluate":
+            assert now["done"] + now["left"] == now["total"]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert 0.9 < shares[-1] < 1, "all but its quality is known"
+
+
+def test_the_psnr_is_that_of_the_latest_fit_and_ends_near_the_scenes_own(source, tmp_path, tiny, walk):
+    scene, seen = tmp_path / "a.zarr", {}
+    for step in walk(source, scene, tiny):
+        if step.name != "finish":
+            seen[step.name] = status(scene)["psnr"]
+    assert seen["ingest"] is seen["survey"] is seen["sample"] is None
+    fits = {each["stage"]: each["db"] for each in seen.values() if each is not None and each["tiles"] == 6}
+    # An insertion reports nothing: what was known before it stays.
+    assert [stage.split(" ")[1] for stage in fits if stage != "settle"] == ["1", "2", "3", "5", "6"]
+    quality = status(scene)
+    assert quality["psnr"] is None, "a finished scene says it itself"
+    final = Scene.open(scene).manifest.quality["psnr"]
+    # The fit does not see its colors quantised, nor pixels rounded.
+    assert fits["settle"] == pytest.approx(final, abs=0.5)
+
+
+def test_a_record_of_no_use_changes_nothing(source, tmp_path, tiny, run_until):
+    scene = tmp_path / "a.zarr"
+    run_until("encode", source, scene, tiny)
+    expected = status(scene)
+    assert expected["run"] is None
+    for content in (b"", b"\xff\x00", b"{", b'{"pid": 3}', b"[]"):
+        (scene / "work" / "progress.json").write_bytes(content)
+        assert status(scene) == expected
+
+
+def test_the_pace_of_a_run_is_known_as_long_as_it_may_live(source, tmp_path, tiny, run_until):
+    scene = tmp_path / "a.zarr"
+    run_until("encode", source, scene, tiny)
+    process = psutil.Process()
+    pace = {"work": 1e4, "seconds": 5.0, "stage_jobs": 4, "stage_pixels": 1e6, "stage_seconds": 2.0}
+    record = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "written": 0.0}
+    unknown = {"running": False, "jobs_a_second": None, "megapixels_a_minute": None, "seconds_left": None}
+    for changes, expected in (
+        ({}, {"running": True, "jobs_a_second": 2.0, "megapixels_a_minute": 30.0}),
+        ({"host": "elsewhere"}, {"running": None, "jobs_a_second": 2.0, "memory_bytes": None}),
+        ({"started": 1.0}, unknown | {"memory_bytes": None}),
+    ):
+        write_record(scene, record | pace | changes)
+        run = status(scene)["run"]
+        assert {name: run[name] for name in expected} == expected
+        assert (run["seconds_left"] or 0) > 0 or run["running"] is False
+        assert run["heard_seconds_ago"] > 1e9
+
+
+def test_how_far_the_last_stage_is_comes_from_the_record_of_a_run_that_lives(source, tmp_path, tiny, run_until):
+    scene = tmp_path / "a.zarr"
+    run_until("evaluate", source, scene, tiny)
+    before = status(scene)
+    assert (before["now"]["stage"], before["now"]["total"]) == ("evaluate", None)
+    process = psutil.Process()
+    record = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "written": 0.0}
+    write_record(scene, record | {"part": "evaluate", "done": 3, "total": 4})
+    now = status(scene)
+    assert (now["now"]["done"], now["now"]["left"]) == (3, 1)
+    assert before["share"] < now["share"] < 1
+    write_record(scene, record | {"part": "evaluate", "done": 3, "total": 4, "started": 1.0})
+    dead = status(scene)
+    assert (dead["now"], dead["share"]) == (before["now"], before["share"]), "it does all of it again"
+
+
+def test_a_scene_that_is_finished_while_it_is_looked_at_is_complete(
+    source, tmp_path, tiny, run_until, serial, monkeypatch
+):
+    scene = tmp_path / "a.zarr"
+    run_until("evaluate", source, scene, tiny)
+    looking = Scene.failures
+
+    def finishes_meanwhile(self: Scene) -> dict[str, dict[str, str]]:
+        monkeypatch.setattr(Scene, "failures", looking)
+        compress(source, scene, config=tiny, resources=serial)
+        return looking(self)
+
+    monkeypatch.setattr(Scene, "failures", finishes_meanwhile)
+    assert status(scene)["complete"] is True
 
 
 def test_an_unfinished_scene_whose_working_data_is_gone_is_refused(source, tmp_path, tiny, run_until):

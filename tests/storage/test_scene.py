@@ -323,6 +323,36 @@ def test_a_damaged_table_of_tiles_is_refused(written):
     assert look_at(scene.path, decoded)
 
 
+# ---- how good each tile is ----
+
+
+def test_the_quality_of_tiles_is_kept_to_a_tenth_of_a_decibel_and_leaves_counts_and_reaches_alone(written):
+    scene, decoded = written
+    before = scene.tiles()
+    assert np.isnan(scene.tile_psnr()).all(), "not known yet"
+    psnr = np.random.default_rng(0).uniform(0, 100, scene.grid.shape)
+    psnr[0, :3] = np.nan, np.inf, -3.0
+    scene.write_tile_psnr(psnr)
+    again = Scene.open(scene.path)
+    found = again.tile_psnr()
+    np.testing.assert_allclose(found[1:], psnr[1:], atol=0.05 + 1e-9)
+    np.testing.assert_array_equal(found[0, :3], [np.nan, 100, 0])
+    np.testing.assert_array_equal(again.tiles(), before)
+    assert_reads_back(scene.path, decoded)
+
+
+def test_the_table_of_tiles_takes_no_more_bytes_than_are_set_aside_for_it(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, side in enumerate((1, 3, 40)):
+        manifest = manifest_of((25 * side, 25 * side, 3))
+        scene = Scene.create(tmp_path / f"{number}", manifest)
+        scene.create_gaussians(STEPS, capacity=1)
+        scene.write_tiles(np.stack([rng.integers(0, 9000, (side, side)), rng.integers(0, 200, (side, side))], axis=-1))
+        scene.write_tile_psnr(rng.uniform(15, 45, (side, side)))
+        (file,) = (scene.path / "tiles").glob("c.*")
+        assert file.stat().st_size <= 64 + 8 * side**2, "see pipeline.rate"
+
+
 # ---- which tiles a region needs ----
 
 
