@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -458,7 +459,7 @@ class Faults(RuleBasedStateMachine):
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr("os.fsync", self.cache.fsync)
             pid = next(PIDS)
-            patch.setattr("os.getpid", lambda: pid)
+            patch.setattr("storage.scene.os", SimpleNamespace(getpid=lambda: pid))  # each run is another process
             if executor is not None:
                 patch.setattr("pipeline.compress.SerialExecutor", lambda threads: executor)
             stack.enter_context(DISK.watched(bench.folder, before))
