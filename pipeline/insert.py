@@ -29,7 +29,7 @@ from smartsplat.optim.insertion import (
     spread_evenly,
 )
 from smartsplat.schedule import InsertPass
-from storage.groups import disk_errors
+from storage.groups import disk_errors, folder_of
 from storage.ledger import Ledger
 from storage.scene import Scene
 from storage.state import CANDIDATES, SweepState, count_report, latest_sweep, scores_name
@@ -141,17 +141,26 @@ class _Histograms:
     """The tiles' histograms of one insertion, read row by row: together they may be large."""
 
     def __init__(self, group: zarr.Group, sweep: int, grid: TileGrid, part: int) -> None:
-        self._sweep = sweep
+        self._path = folder_of(group, scores_name(sweep))
         self._ledger = Ledger.open(group, scores_name(sweep))
         self._grid = grid
         self._columns = slice(part * SCORE_BINS, (part + 1) * SCORE_BINS)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         for row in range(self._grid.rows):
-            for histograms in self._ledger.read_block((slice(row, row + 1), slice(self._grid.cols)))[0]:
-                if np.isnan(histograms[0]):
-                    raise StoreError(f"{scores_name(self._sweep)}: row {row} of tiles has no scores")
+            for histograms in self._row(row):
                 yield histograms[self._columns].astype(np.int64)
+
+    def _row(self, row: int) -> NDArray[np.float64]:
+        try:
+            found = self._ledger.read_block((slice(row, row + 1), slice(self._grid.cols)))[0]
+        except ValueError:
+            found = np.full((1, 1), np.nan)
+        if np.isnan(found[:, 0]).any():
+            raise StoreError(
+                f"{self._path}: scores of row {row} of tiles are missing or damaged; run the same command again"
+            )
+        return found
 
 
 def shared_by_area(grid: TileGrid, *, count: int) -> list[int]:

@@ -26,6 +26,9 @@ FACTORS = tuple(2.0 ** (k / 6) for k in range(-24, 19))
 COLOR_FACTORS = tuple(2.0 ** (k / 6) for k in range(-6, 19))
 """On the color steps alone, finest first: about 1 % of the bytes apart."""
 
+SHAPE_RATES = "shape-rates"
+"""Name of the ledger of what tiles take before they settle."""
+
 _CRC_BYTES = 4
 _INDEX_BYTES = 16
 _EMPTY_BYTES = 1
@@ -59,7 +62,7 @@ class RateJob:
 def measure_shapes(run: Run) -> None:
     """Find out what every tile takes at each factor, if a byte budget asks for it."""
     ladder = tuple(_steps(run.plan, factor) for factor in FACTORS)
-    _measure(run, "rate", ledger="shape-rates", sweep=run.plan.last_sweep, ladder=ladder)
+    _measure(run, "rate", ledger=SHAPE_RATES, sweep=run.plan.last_sweep, ladder=ladder)
 
 
 def measure_colors(run: Run) -> None:
@@ -103,7 +106,7 @@ def final_steps(run: Run) -> Steps:
 
 
 def _shape_factor(run: Run) -> float:
-    return 1.0 if run.plan.byte_budget is None else _finest_that_fits(run, "shape-rates", FACTORS)
+    return 1.0 if run.plan.byte_budget is None else _finest_that_fits(run, SHAPE_RATES, FACTORS)
 
 
 def _steps(plan: ScenePlan, factor: float, color_factor: float = 1.0) -> Steps:

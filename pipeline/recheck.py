@@ -8,6 +8,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.rate import SHAPE_RATES
 from smartsplat.errors import StoreError
 from smartsplat.geometry import TileId
 from smartsplat.schedule import InsertPass
@@ -40,6 +41,7 @@ def recheck(scene: Scene) -> Scene:
 
 def _strike_damaged(scene: Scene) -> int:
     work = scene.work(writable=True)
+    scene.failures()  # an error if what is said there of jobs that were replaced cannot be believed
     struck = drop_damaged_arrays(work)
     if has_array(work, "strips"):
         struck += PixelStore.open(work).recheck()
@@ -63,7 +65,8 @@ def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
         state = SweepState.open(work, latest, grid=scene.grid)
     struck = _strike_without_candidates(work, latest + 1, state) if latest + 1 in insertions else 0
     struck += state.recheck()
-    if latest == 0 or state.reports.done().all():
+    shapes_missing = latest > len(passes) and _lacks_shape_rates(scene, work)
+    if latest == 0 or (state.reports.done().all() and not shapes_missing):
         return struck
     if has_sweep(work, latest - 1):
         before = SweepState.open(work, latest - 1, grid=scene.grid)
@@ -72,6 +75,13 @@ def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
     logger.warning("%s: what sweep %d was made from is damaged: the fit begins anew", scene.path, latest)
     forget_sweeps(work, before=latest + 2)
     return struck + 1
+
+
+def _lacks_shape_rates(scene: Scene, work: zarr.Group) -> bool:
+    """Return whether tiles have yet to be measured as they were before they settled."""
+    if scene.manifest.config.nominal_ratio is None:
+        return False
+    return not (has_array(work, SHAPE_RATES) and Ledger.open(work, SHAPE_RATES).done().all())
 
 
 def _strike_without_candidates(work: zarr.Group, sweep: int, state: SweepState) -> int:

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -70,6 +70,7 @@ HIGHEST_PSNR = 100.0
 
 _PSNR_STEPS = 10  # a dB: the third column stays so small that it takes a byte or two of the compressed table
 _UNKNOWN = -1
+_CHECKSUM = "checksum"  # attribute of the working group: digest of the others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +209,7 @@ class Scene:
         try:
             with disk_errors(path):
                 create_group(partial, manifest.to_attributes())
-                create_group(partial / WORK, {})
+                create_group(partial / WORK, {_CHECKSUM: digest_of({})})
                 partial.rename(path)
                 sync(path.parent)
         finally:
@@ -298,14 +299,22 @@ class Scene:
         self._record("degraded", stage, others | degraded)
 
     def _recorded(self, kind: str) -> dict[str, dict[str, str]]:
-        return cast("dict[str, dict[str, str]]", open_group(self.path / WORK).attrs.get(kind, {}))
+        return self._records().get(kind, {})
+
+    def _records(self) -> dict[str, Any]:
+        records = dict(open_group(self.path / WORK).attrs)
+        if records.pop(_CHECKSUM, None) != digest_of(records):
+            raise StoreError(f"{self.path}: what is recorded of its failed jobs is damaged; run the same command again")
+        return records
 
     def _record(self, kind: str, stage: str, jobs: dict[str, str]) -> None:
-        before = self._recorded(kind)
+        records = self._records()
+        before = records.get(kind, {})
         found = {name: others for name, others in before.items() if name != stage} | ({stage: jobs} if jobs else {})
         if found != before:
+            records[kind] = found
             with disk_errors(self.path):
-                open_group(self.path / WORK, writable=True).attrs[kind] = cast("Any", found)
+                open_group(self.path / WORK, writable=True).attrs.update({**records, _CHECKSUM: digest_of(records)})
 
     def discard_work(self) -> None:
         """Delete the working data."""

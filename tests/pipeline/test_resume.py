@@ -407,6 +407,16 @@ def test_damage_to_every_array_at_once_is_repaired(spared, unfinished, tiny, tmp
     assert verdicts.repaired == moments, "\n".join(verdicts.wrong + verdicts.refused)
 
 
+def test_a_size_that_is_lost_with_the_state_it_was_taken_of_is_found_again(unfinished, tiny, tmp_path, serial, files):
+    """Though all tiles have settled since, in a later state."""
+    scene = Path(shutil.copytree(unfinished.scenes["encoded"], tmp_path / "damaged.zarr"))
+    measured, _ = sweeps_kept(scene, "state")
+    (scene / "work" / "shape-rates" / "c.1.0.0").unlink()
+    flip(scene / "work" / f"state-{measured}" / "c.1.0.0.0")
+    compress(unfinished.source, scene, config=tiny, resources=serial)
+    assert files(scene) == unfinished.expected
+
+
 @pytest.mark.parametrize("deleted", ["the metadata", "all but the metadata"])
 def test_a_fit_that_begins_anew_may_be_killed_while_it_deletes_the_old_one(
     deleted, unfinished, tiny, tmp_path, serial, files, monkeypatch
