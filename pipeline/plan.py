@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -281,7 +282,11 @@ def projected_memory(
         "encode": shard_bytes(source, config, count=count),
         "evaluate": SCORE_BYTES,
     }
-    return {"ingest": processes + ingest} | {stage: processes + places * job for stage, job in jobs.items()}
+    # A worker keeps much of what it frees for its next jobs, so that no stage takes less than one before it.
+    kept = itertools.accumulate(jobs.values(), max)
+    return {"ingest": processes + ingest} | {
+        stage: processes + places * job for stage, job in zip(jobs, kept, strict=True)
+    }
 
 
 def sample_bytes(source: SourceInfo, config: SceneConfig) -> int:
@@ -311,11 +316,13 @@ def _window_pixels(source: SourceInfo, config: SceneConfig) -> int:
     return min(side, source.height) * min(side, source.width)
 
 
-CLIENT_BYTES = 260 * MIB
-"""Measured: this process with its libraries, the scheduler among them."""
+CLIENT_BYTES = 400 * MIB
+"""Measured: this process with its libraries, the scheduler among them, in a run of 4096 tiles."""
 
-WORKER_BYTES = 340 * MIB
-"""Measured: a worker process with its libraries and compiled kernels."""
+WORKER_BYTES = 560 * MIB
+"""Measured: a worker process with its libraries, compiled kernels and what it keeps of freed memory, late in such a
+run.
+Pages that processes share, 160 MiB each, count for every one of them."""
 
 INGEST_BYTES = 64 * MIB
 """libvips' own buffers while an image is decoded."""
