@@ -75,7 +75,7 @@ def encode_one(job: ShardJob) -> None:
     work = scene.work(writable=True)
     state = _settled(work, job.plan, scene)
     rows, cols = (range(part.start, part.stop) for part in job.where)
-    tiles = [[state.read(TileId(row, col)) for col in cols] for row in rows]
+    tiles = [state.read_all([TileId(row, col) for col in cols]) for row in rows]
     table = [
         [_table_entry(gaussians, TileId(row, col), scene, job.steps) for col, gaussians in zip(cols, line, strict=True)]
         for row, line in zip(rows, tiles, strict=True)

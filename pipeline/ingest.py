@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline.executors import release_memory
+from pipeline.executors import keep_freed_memory, release_memory
 from pipeline.plan import STRIPS_AT_ONCE
 from pipeline.run import Run
 from smartsplat.normalization import Normalization
@@ -32,6 +32,7 @@ def ingest(run: Run) -> None:
             pixels = PixelStore.create(work, shape=source.shape, dtype=source.dtype)
         done = pixels.strips_done()
         if not done.all():
+            keep_freed_memory()
             _write_missing(run, pixels, first=int(np.argmin(done)), done=done)
             release_memory()  # libvips' and our own strips, before the workers ask for theirs
     low, high = pixels.value_range()

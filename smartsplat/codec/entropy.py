@@ -20,7 +20,7 @@ _DIRECT = 1 << _DIRECT_BITS
 _LARGEST_BITS = 52
 _LEVEL = 19
 
-_jit: Any = njit(cache=True)
+_jit: Any = njit(cache=True, nogil=True)
 
 
 class ByteReader:

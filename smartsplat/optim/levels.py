@@ -58,7 +58,7 @@ def coarsen(pixels: NDArray[Any], weight: Floats | None, *, factor: int) -> tupl
     height, width, bands = pixels.shape
     shares = np.zeros((-(-height // factor), -(-width // factor)), np.float32)
     values = np.zeros((*shares.shape, bands), np.float32)
-    whole = _box_averages(pixels, weight, factor, values, shares)
+    whole = _box_averages(np.ascontiguousarray(pixels).reshape(height, -1), weight, factor, values, shares)
     return values, None if whole else shares
 
 
@@ -113,24 +113,38 @@ def box_variance(factor: int) -> float:
 
 
 @_jit
-def _box_averages(pixels, weight, factor, values, shares):  # type: ignore[no-untyped-def]
-    """Fill `values` and `shares`, zeros before; return whether all shares are 1."""
-    height, width, bands = pixels.shape
+def _box_averages(lines, weight, factor, values, shares):  # type: ignore[no-untyped-def]
+    """Fill `values` and `shares`, zeros before; return whether all shares are 1.
+
+    Lines are summed before columns, as that is one long loop over memory in order.
+    """
+    height, width, bands = len(lines), lines.shape[1] // values.shape[2], values.shape[2]
     part = np.float32(1 / factor**2)  # a power of 2: exact, and no sum of large values overflows
+    total, share = np.empty(width * bands, np.float32), np.empty(width, np.float32)
     whole = True
     for row in range(len(shares)):
+        total[:] = 0
+        share[:] = 0
         for y in range(row * factor, min(height, (row + 1) * factor)):
-            for x in range(width):
-                share = part if weight is None else part * weight[y, x]
-                if share > 0:
-                    shares[row, x // factor] += share
-                    for band in range(bands):
-                        values[row, x // factor, band] += share * np.float32(pixels[y, x, band])
+            if weight is None:
+                for place in range(width * bands):
+                    total[place] += part * np.float32(lines[y, place])
+                for x in range(width):
+                    share[x] += part
+            else:
+                for x in range(width):
+                    if weight[y, x] > 0:
+                        share[x] += part * weight[y, x]
+                        for place in range(x * bands, (x + 1) * bands):
+                            total[place] += part * weight[y, x] * np.float32(lines[y, place])
+        for x in range(width):
+            shares[row, x // factor] += share[x]
+            for band in range(bands):
+                values[row, x // factor, band] += total[x * bands + band]
         for col in range(shares.shape[1]):
-            share = shares[row, col]
-            if share != 1:
+            if shares[row, col] != 1:
                 whole = False
-                if share > 0:
+                if shares[row, col] > 0:
                     for band in range(bands):
-                        values[row, col, band] /= share
+                        values[row, col, band] /= shares[row, col]
     return whole
