@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from pipeline.propose import begin_candidates, write_candidates
 from pipeline.rate import shape_steps
 from pipeline.run import Run, TileJob, read_target, tile_job
-from smartsplat.codec import Steps, requantized
+from smartsplat.codec import Steps, requantized, suitable_precisions
 from smartsplat.gaussians import Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId, block_grid, input_sweep
-from smartsplat.optim import FitReport, fit_tiles
+from smartsplat.optim import FitReport, FittedTiles, Target, fit_tiles
 from smartsplat.render.footprint import max_scale
 from smartsplat.schedule import FitPass, InsertPass
 from storage.groups import disk_errors
@@ -34,8 +34,10 @@ from storage.state import REPORT_FIELDS, SweepState, bounding_box, forget_sweeps
 SETTLE = "settle"
 """Name of the stage in which shapes are quantised, and colors solved for what that did."""
 
-SETTLING = FitPass(color_iterations=8)
-"""What is done in it."""
+SETTLING = FitPass(pairs=12, color_iterations=8, fixed_means=True)
+"""What is done in it: pairs once means are quantised, colors once shapes are."""
+
+_LEAST_SCALE = 1e-3  # px: quantised scales stay as they are, also below what a fit keeps to
 
 _SUMMED_FIELDS = ("squared_error", "weight")  # of a block: kept with one of its tiles, so that they add up
 
@@ -97,7 +99,7 @@ def fit_phase(run: Run, sweep: int, work: FitPass, color: int) -> None:
 
 
 def settle_phase(run: Run, color: int) -> None:
-    """Quantise the shapes of the tiles of one colour, and solve their colors anew for what that did to the image.
+    """Quantise the shapes of the tiles of one colour, and fit anew what is left for what that did to the image.
 
     A neighbour that has settled is seen as it will be decoded, so that errors do not add up where tiles meet.
     """
@@ -155,7 +157,7 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
         missing.sort(key=lambda block: -sizes[bounding_box(grid.within(blocks.core(block)))].sum())
     run.run_stage(
         name,
-        fit_one,
+        fit_one if steps is None else settle_one,
         [
             BlockJob(tile=tile_job(run, block), sweep=sweep, work=work, steps=steps, seconds=run.policy.fit_seconds)
             for block in missing
@@ -168,7 +170,7 @@ def _phase(run: Run, name: str, *, sweep: int, color: int, work: FitPass, steps:
 
 def _colors_only(job: BlockJob) -> BlockJob:
     """Return the job that leaves shapes as they are: linear, so that it has a solution whatever the pixels."""
-    colors = dataclasses.replace(SETTLING, factor=job.work.factor)
+    colors = dataclasses.replace(SETTLING, pairs=0, factor=job.work.factor)
     return dataclasses.replace(job, work=colors, seconds=None)
 
 
@@ -179,40 +181,101 @@ def blocks_missing(grid: TileGrid, blocks: TileGrid, done: NDArray[np.bool_]) ->
 
 def fit_one(job: BlockJob) -> FitReport:
     """Fit one block and store the result; runs in a worker."""
+    visit = _visit(job)
+    insertion = job.tile.plan.insertion_after(job.sweep)
+    fitted = visit.fit(visit.own, work=job.work)
+    with disk_errors(visit.scene.path):
+        if insertion is not None:
+            write_candidates(
+                visit.scene.work(writable=True),
+                visit.scene.grid,
+                job.sweep + 1,
+                insertion,
+                tiles=visit.tiles,
+                fitted=fitted,
+                target=visit.target,
+                config=job.tile.plan.config.fit,
+            )
+        visit.write(fitted.gaussians, fitted.report)
+    return fitted.report
+
+
+def settle_one(job: BlockJob) -> FitReport:
+    """Quantise the means and then the shapes of one tile, all else being fitted anew each time; runs in a worker.
+
+    Colors are not rounded yet: how finely, is known when all tiles have settled.
+    """
+    assert job.steps is not None
+    visit, work = _visit(job), job.work
+    (own,) = visit.own
+    precisions = suitable_precisions(own, job.steps)
+    means = requantized(own, job.steps, precisions=precisions).means
+    (fitted,) = visit.fit(
+        [dataclasses.replace(own, means=means)], work=dataclasses.replace(work, color_iterations=0)
+    ).gaussians
+    shapes = dataclasses.replace(requantized(fitted, job.steps, precisions=precisions), colors=fitted.colors)
+    solved = visit.fit([shapes], work=dataclasses.replace(work, pairs=0), min_scale=_LEAST_SCALE)
+    with disk_errors(visit.scene.path):
+        visit.write([dataclasses.replace(shapes, colors=solved.gaussians[0].colors)], solved.report)
+    return solved.report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Visit:
+    """What a job has before it: a block's tiles, their pixels, and what is around them."""
+
+    job: BlockJob
+    scene: Scene
+    target: Target
+    tiles: list[TileId]
+    own: list[Gaussians]
+    frozen: list[Gaussians]
+    state: SweepState
+
+    def fit(self, own: list[Gaussians], *, work: FitPass, min_scale: float | None = None) -> FittedTiles:
+        """Return Gaussians of the block fitted to what the others leave."""
+        config, grid = self.job.tile.plan.config.fit, self.scene.grid
+        return fit_tiles(
+            self.target,
+            own,
+            cores=[grid.core(tile) for tile in self.tiles],
+            frozen=self.frozen,
+            work=work,
+            config=config if min_scale is None else dataclasses.replace(config, min_scale=min_scale),
+            max_scale=max_scale(grid.reach),
+            engine=self.job.tile.engine,
+            seconds=self.job.seconds,
+        )
+
+    def write(self, gaussians: Sequence[Gaussians], report: FitReport) -> None:
+        """Store what came of it."""
+        rows = [_row(report, one, first=index == 0) for index, one in enumerate(gaussians)]
+        self.state.write_all(self.tiles, gaussians, rows)
+
+
+def _visit(job: BlockJob) -> _Visit:
     scene = Scene.open(Path(job.tile.path), writable=True)
     group, grid = scene.work(writable=True), scene.grid
     blocks, block = block_grid(grid, job.work.factor), job.tile.tile
     core, padded = blocks.core(block), blocks.padded(block)
-    target = read_target(
-        PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=job.work.factor
-    )
     tiles = grid.within(core)
     states = {sweep: SweepState.open(group, sweep, grid=grid) for sweep in (job.sweep - 1, job.sweep)}
     around: dict[int, list[TileId]] = {sweep: [] for sweep in states}
     for other in tiles_around(grid, core=core, padded=padded):
         around[_sweep_seen(other, block, grid=grid, blocks=blocks, sweep=job.sweep)].append(other)
     before = states[job.sweep - 1].read_all([*tiles, *around[job.sweep - 1]])
-    own, frozen = before[: len(tiles)], [*before[len(tiles) :], *states[job.sweep].read_all(around[job.sweep])]
-    config, insertion = job.tile.plan.config.fit, job.tile.plan.insertion_after(job.sweep)
-    fitted = fit_tiles(
-        target,
-        own if job.steps is None else [requantized(one, job.steps) for one in own],
-        cores=[grid.core(tile) for tile in tiles],
+    frozen = [*before[len(tiles) :], *states[job.sweep].read_all(around[job.sweep])]
+    return _Visit(
+        job=job,
+        scene=scene,
+        target=read_target(
+            PixelStore.open(group), job.tile.normalization, core=core, padded=padded, factor=job.work.factor
+        ),
+        tiles=list(tiles),
+        own=before[: len(tiles)],
         frozen=[gaussians for gaussians in frozen if len(gaussians)],
-        work=job.work,
-        config=config,
-        max_scale=max_scale(grid.reach),
-        engine=job.tile.engine,
-        seconds=job.seconds,
+        state=states[job.sweep],
     )
-    with disk_errors(scene.path):
-        if insertion is not None:
-            write_candidates(
-                group, grid, job.sweep + 1, insertion, tiles=tiles, fitted=fitted, target=target, config=config
-            )
-        rows = [_row(fitted.report, one, first=index == 0) for index, one in enumerate(fitted.gaussians)]
-        states[job.sweep].write_all(tiles, fitted.gaussians, rows)
-    return fitted.report
 
 
 def tiles_around(grid: TileGrid, *, core: Region, padded: Region) -> list[TileId]:

@@ -19,14 +19,15 @@ from storage.pixels import COARSE, STRIP_HEIGHT
 from storage.scene import SHARD_TILES
 from storage.source import SourceInfo
 
-FILL_AIM = 0.945
-"""Share of the byte budget that rate control aims at; the rest is what a file system adds for folders and blocks."""
+_LEAST_AIM, _MOST_AIM = 0.965, 0.985
+_FOLDER_BYTES = 1 << 14
+"""What a file system takes for the folders of a scene."""
 
 METADATA_BYTES = 2500
 """Usual bytes of a scene's own JSON: three small files."""
 
-TILE_OVERHEAD_BYTES = 110
-"""Bytes of a tile apart from its Gaussians: stream headers, code tables, checksum, its place in the shard's index."""
+TILE_OVERHEAD_BYTES = 32
+"""Bytes of a tile apart from its Gaussians: the stream's header, and what it costs to learn what they are like."""
 
 STRIPS_AT_ONCE = 2
 """Strips that are written while another is decoded."""
@@ -231,8 +232,22 @@ def fixed_bytes(grid: TileGrid) -> int:
 
 
 def usual_bits(bands: int) -> float:
-    """Return the bits a Gaussian takes at the codec's own steps, measured over photos: geometry, then each color."""
-    return 27.0 + 5.5 * bands
+    """Return the bits a Gaussian takes at the codec's own steps, measured over photos: geometry, then the colors.
+
+    Of three bands, two are chroma and take less.
+    """
+    return 26.5 + (8.5 if bands == 3 else 4.5 * bands)
+
+
+def byte_aim(byte_budget: int) -> float:
+    """Return the bytes that rate control aims at: a little below the budget, so that folders have room in it too.
+
+    Examples
+    --------
+    >>> byte_aim(100_000), round(byte_aim(10_000_000))
+    (96500.0, 9833616)
+    """
+    return max(_LEAST_AIM * byte_budget, _MOST_AIM * byte_budget - _FOLDER_BYTES)
 
 
 def count_for_budget(source: SourceInfo, grid: TileGrid, *, byte_budget: int) -> int:
@@ -243,10 +258,10 @@ def count_for_budget(source: SourceInfo, grid: TileGrid, *, byte_budget: int) ->
     BudgetError
         If the budget holds no Gaussian beside what any scene of this grid takes.
     """
-    room = FILL_AIM * byte_budget - fixed_bytes(grid)
+    room = byte_aim(byte_budget) - fixed_bytes(grid)
     count = math.floor(room * 8 / usual_bits(source.bands))
     if count < 1:
-        least = math.ceil((fixed_bytes(grid) + usual_bits(source.bands) / 8) / FILL_AIM) + 1
+        least = math.ceil((fixed_bytes(grid) + usual_bits(source.bands) / 8) / _LEAST_AIM) + 1
         highest = _rounded_down(source.raw_bytes / least)
         way_out = f"use --ratio {highest:g} or lower" if highest > 1 else "the image is too small for any ratio"
         raise BudgetError(

@@ -1,7 +1,7 @@
 """How finely to quantise: every tile is measured at a ladder of steps, and the finest that fits the budget is used.
 
-First one factor for everything is chosen, from the fit as it is; then, once colors have settled on the quantised
-shapes, a factor for the colors alone.
+Errors that quantisation may add are measured in those the image has anyway. First one factor on them is chosen, from
+the fit as it is; then, once colors have settled on the quantised shapes, a factor for the colors alone.
 """
 
 from __future__ import annotations
@@ -9,22 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import math
+
 import numpy as np
 
-from pipeline.plan import FILL_AIM, ScenePlan
+from pipeline.plan import byte_aim
 from pipeline.run import Run, TileJob, tile_job
 from smartsplat.codec import Steps, encode_tile
 from smartsplat.errors import BudgetError
 from storage.groups import disk_errors
 from storage.ledger import Ledger
 from storage.scene import Scene
-from storage.state import SweepState
+from storage.state import REPORT_FIELDS, SweepState
 
-FACTORS = tuple(2.0 ** (k / 6) for k in range(-24, 19))
-"""On all steps of the codec, finest first: about 3 % of the bytes apart."""
+FACTORS = tuple(2.0 ** (k / 2) for k in range(-8, 13))
+"""On all errors allowed, least first: about 6 % of the bytes apart."""
 
-COLOR_FACTORS = tuple(2.0 ** (k / 6) for k in range(-6, 19))
-"""On the color steps alone, finest first: about 1 % of the bytes apart."""
+COLOR_FACTORS = tuple(2.0 ** (k / 6) for k in range(-9, 13))
+"""On those of colors alone, least first: about 1 % of the bytes apart."""
+
+_LEAST_ERROR = 1e-4  # of the full range: an image fitted better than that is as good as exact
+
+ERROR = "error"
+"""Name of the ledger of the image's error before quantisation, one number."""
 
 SHAPE_RATES = "shape-rates"
 """Name of the ledger of what tiles take before they settle."""
@@ -60,15 +67,19 @@ class RateJob:
 
 
 def measure_shapes(run: Run) -> None:
-    """Find out what every tile takes at each factor, if a byte budget asks for it."""
-    ladder = tuple(_steps(run.plan, factor) for factor in FACTORS)
+    """Note the error of the fit; find out what every tile takes at each factor, if a byte budget asks for it."""
+    with disk_errors(run.scene.path):
+        noted = Ledger.open_or_create(run.scene.work(writable=True), ERROR, jobs=(1,), fields=1)
+        if not noted.done().all():
+            noted.write((0,), np.array([_fit_error(run)]))
+    ladder = tuple(_steps(run, factor) for factor in FACTORS)
     _measure(run, "rate", ledger=SHAPE_RATES, sweep=run.plan.last_sweep, ladder=ladder)
 
 
 def measure_colors(run: Run) -> None:
     """Find out what every settled tile takes at each color factor, if a byte budget asks for it."""
     factor = _shape_factor(run)
-    ladder = tuple(_steps(run.plan, factor, color_factor) for color_factor in COLOR_FACTORS)
+    ladder = tuple(_steps(run, factor, color_factor) for color_factor in COLOR_FACTORS)
     _measure(run, "rate of colors", ledger="color-rates", sweep=run.plan.last_sweep + 1, ladder=ladder)
 
 
@@ -90,7 +101,7 @@ def shape_steps(run: Run) -> Steps:
     BudgetError
         If even the coarsest do not fit the budget.
     """
-    return _steps(run.plan, _shape_factor(run))
+    return _steps(run, _shape_factor(run))
 
 
 def final_steps(run: Run) -> Steps:
@@ -102,15 +113,28 @@ def final_steps(run: Run) -> Steps:
         If even the coarsest do not fit the budget.
     """
     color_factor = 1.0 if run.plan.byte_budget is None else _finest_that_fits(run, "color-rates", COLOR_FACTORS)
-    return _steps(run.plan, _shape_factor(run), color_factor)
+    return _steps(run, _shape_factor(run), color_factor)
 
 
 def _shape_factor(run: Run) -> float:
     return 1.0 if run.plan.byte_budget is None else _finest_that_fits(run, SHAPE_RATES, FACTORS)
 
 
-def _steps(plan: ScenePlan, factor: float, color_factor: float = 1.0) -> Steps:
-    return Steps.from_config(plan.config.codec, base_scale=plan.base_scale, factor=factor, color_factor=color_factor)
+def _steps(run: Run, factor: float, color_factor: float = 1.0) -> Steps:
+    return Steps.from_config(
+        run.plan.config.codec,
+        base_scale=run.plan.base_scale,
+        error=float(Ledger.open(run.scene.work(), ERROR).read((0,))[0]),
+        factor=factor,
+        color_factor=color_factor,
+    )
+
+
+def _fit_error(run: Run) -> float:
+    """Return the root of the scene's mean squared error, as the last fits reported it."""
+    reports = SweepState.open(run.scene.work(), run.plan.last_sweep, grid=run.scene.grid).reports.read_complete()
+    error, weight = (reports[..., REPORT_FIELDS.index(name)].sum() for name in ("squared_error", "weight"))
+    return max(math.sqrt(error / weight), _LEAST_ERROR) if weight else _LEAST_ERROR
 
 
 def _measure(run: Run, stage: str, *, ledger: str, sweep: int, ladder: tuple[Steps, ...]) -> None:
@@ -132,7 +156,7 @@ def _finest_that_fits(run: Run, ledger: str, factors: tuple[float, ...]) -> floa
     assert run.plan.byte_budget is not None
     sizes = Ledger.open(run.scene.work(), ledger).read_complete()
     totals = sizes.sum(axis=(0, 1)) + _container_bytes(run.scene)
-    fits = np.flatnonzero(totals <= FILL_AIM * run.plan.byte_budget)
+    fits = np.flatnonzero(totals <= byte_aim(run.plan.byte_budget))
     if not len(fits):
         raise BudgetError(
             f"{run.scene.path}: {run.plan.count} Gaussians take {totals[-1]:.0f} bytes at the coarsest, "

@@ -8,7 +8,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.rate import SHAPE_RATES
+from pipeline.rate import ERROR, SHAPE_RATES
 from smartsplat.errors import StoreError
 from smartsplat.geometry import TileId
 from smartsplat.schedule import InsertPass
@@ -78,10 +78,9 @@ def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
 
 
 def _lacks_shape_rates(scene: Scene, work: zarr.Group) -> bool:
-    """Return whether tiles have yet to be measured as they were before they settled."""
-    if scene.manifest.config.nominal_ratio is None:
-        return False
-    return not (has_array(work, SHAPE_RATES) and Ledger.open(work, SHAPE_RATES).done().all())
+    """Return whether the fit's error is not known, or tiles have yet to be measured as they were before they settled."""
+    needed = [ERROR] if scene.manifest.config.nominal_ratio is None else [ERROR, SHAPE_RATES]
+    return not all(has_array(work, name) and Ledger.open(work, name).done().all() for name in needed)
 
 
 def _strike_without_candidates(work: zarr.Group, sweep: int, state: SweepState) -> int:

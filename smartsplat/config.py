@@ -151,25 +151,25 @@ class FitConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecConfig:
-    """How finely Gaussians are quantised, before rate control scales all steps by one factor.
+    """How finely Gaussians are quantised, before rate control scales what errors are allowed by one factor.
 
     Parameters
     ----------
     mean_step
-        Grid of the means, in units of the scene's base scale.
+        Side of the cells that means are sorted into, in units of the scene's base scale.
     area_step, aspect_step
-        Steps of ``ln(s1 s2)`` and ``ln(s1 / s2)``.
+        Steps of ``ln(s1 s2)`` and ``ln(s1 / s2)`` for the faintest Gaussians; stronger ones have finer ones.
     rotation_step
-        Step of a rotation, rad, divided by ``sinh`` of the log-aspect: a round Gaussian needs none.
+        The same for a rotation, rad, divided by ``sinh`` of the log-aspect: a round Gaussian needs none.
     color_step
-        Step of a color whose Gaussian has the base scale, in units of the full range.
+        Step of a color whose Gaussian has the base scale, in units of the image's error before quantisation.
     """
 
-    mean_step: float = 0.2
-    area_step: float = 0.1
-    aspect_step: float = 0.12
-    rotation_step: float = 0.08
-    color_step: float = 0.06
+    mean_step: float = 0.22
+    area_step: float = 0.54
+    aspect_step: float = 0.54
+    rotation_step: float = 0.45
+    color_step: float = 2.0
 
     def __post_init__(self) -> None:
         _whole_to_float(self)

@@ -33,6 +33,8 @@ class FitPass:
         See `smartsplat.optim.adam.adam`.
     least_scale
         Px: Gaussians whose larger scale is below are held fixed.
+    fixed_means
+        Whether means stay where they are in the first pairs.
     """
 
     factor: int = 1
@@ -43,6 +45,7 @@ class FitPass:
     ssim_gain: float = 0.0
     adam_steps: int = 0
     least_scale: float = 0.0
+    fixed_means: bool = False
 
     @property
     def does_something(self) -> bool:

@@ -1,8 +1,8 @@
-"""Gaussians to bytes: Morton order, quantisation, entropy coding; `encode_tile` and `decode_tile` do all three."""
+"""Gaussians to bytes: quantisation, and entropy coding of the integers; `encode_tile` and `decode_tile` do both."""
 
 from __future__ import annotations
 
-from smartsplat.codec.quantize import Steps, requantized
+from smartsplat.codec.quantize import Steps, requantized, suitable_precisions
 from smartsplat.codec.tile import FORMAT_VERSION, decode_tile, encode_tile
 
-__all__ = ["FORMAT_VERSION", "Steps", "decode_tile", "encode_tile", "requantized"]
+__all__ = ["FORMAT_VERSION", "Steps", "decode_tile", "encode_tile", "requantized", "suitable_precisions"]

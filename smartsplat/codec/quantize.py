@@ -2,6 +2,10 @@
 
 A Gaussian's shape is written as log-area, log-aspect and a rotation whose resolution follows from the aspect, because
 that is how its image depends on them: a rotation by ``phi`` changes a Gaussian in proportion to ``sinh(ln s1/s2) phi``.
+
+An error of a shape shows in proportion to the Gaussian's amplitude, ``sqrt(pi s1 s2) |c|``. So each Gaussian has a
+*precision*, a number of further bits beyond the coarsest steps: with each, its steps are halved. It needs no place of
+its own in memory, as the grids of areas of different precisions have no point in common: it is read off the area.
 """
 
 from __future__ import annotations
@@ -14,17 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smartsplat.codec.attributes import HIGHEST_PRECISION, LOW_TURNS, PLACE_LAG, Attributes, all_rotation_bits
+from smartsplat.codec.coder import LARGEST, Integers
 from smartsplat.config import CodecConfig
 from smartsplat.errors import ConfigError
 from smartsplat.gaussians import Gaussians
-
-Integers = NDArray[np.int64]
 
 _LUMA_CHROMA = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 _AREA_EXPONENT = -0.4
 _AREA_LIMIT = 80.0
 _ASPECT_LIMIT = 40.0
 _COLOR_LIMIT = float(1 << 40)
+_TURNS = 40
+_ON_GRID = 5e-7  # of the coarsest step: how far float32 may take an area from its grid
+_COLOR_SHARE = 0.7  # of an error's tolerance, for one band's color beside that for each number of a shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +41,11 @@ class Steps:
     Parameters
     ----------
     mean
-        Px.
+        Px: side of a cell.
     area, aspect
-        Of ``ln(s1 s2)`` and ``ln(s1 / s2)``.
+        Of ``ln(s1 s2)`` and ``ln(s1 / s2)``, at precision 0.
     rotation
-        Rad, times ``1 / sinh`` of the log-aspect.
+        Rad, times ``1 / sinh`` of the log-aspect, at precision 0.
     color
         At a Gaussian of scale `base_scale`; it follows the area to the power -0.4, as a larger Gaussian's error
         covers more pixels.
@@ -60,21 +67,35 @@ class Steps:
 
     @classmethod
     def from_config(
-        cls, config: CodecConfig, *, base_scale: float, factor: float = 1.0, color_factor: float = 1.0
+        cls, config: CodecConfig, *, base_scale: float, error: float, factor: float = 1.0, color_factor: float = 1.0
     ) -> Steps:
-        """Return the steps of `config` for a scene of `base_scale` px, times `factor`, colors times both factors."""
+        """Return the steps for a scene of `base_scale` px whose image is off by `error`.
+
+        Parameters
+        ----------
+        error
+            Root of the mean squared error before quantisation, in units of the full range.
+        factor, color_factor
+            On the errors that quantisation may add; the second on those of colors alone.
+        """
         return cls(
-            mean=config.mean_step * base_scale * factor,
-            area=config.area_step * factor,
-            aspect=config.aspect_step * factor,
-            rotation=config.rotation_step * factor,
-            color=config.color_step * factor * color_factor,
+            mean=config.mean_step * base_scale,
+            area=config.area_step,
+            aspect=config.aspect_step,
+            rotation=config.rotation_step,
+            color=config.color_step * error * factor * color_factor,
             base_scale=base_scale,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the steps as plain values, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @property
+    def turns(self) -> Integers:
+        """See `smartsplat.codec.attributes.rotation_bits`."""
+        halves = np.arange(_TURNS) + 0.5 - LOW_TURNS
+        return np.rint(65536 * np.arcsinh(self.rotation * 2.0**halves / math.pi) / self.aspect).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,80 +106,112 @@ class QuantizedGaussians:
     ----------
     cells
         ``(N, 2)``, not negative: cell (y, x) of the mean on the grid of step `Steps.mean`.
-    areas, aspects, rotations
-        ``(N,)``; aspects are not negative, rotations lie in ``[0, 2^b)`` with ``b`` from `rotation_bits`.
-    colors
-        ``(N, C)``, decorrelated.
+    attributes
+        All else.
     """
 
     cells: Integers
-    areas: Integers
-    aspects: Integers
-    rotations: Integers
-    colors: Integers
+    attributes: Attributes
 
 
-def quantize(gaussians: Gaussians, steps: Steps) -> QuantizedGaussians:
+def quantize(gaussians: Gaussians, steps: Steps, *, precisions: Integers | None = None) -> QuantizedGaussians:
     """Return the integers nearest to `gaussians`; each value's error is at most half its step.
+
+    Parameters
+    ----------
+    precisions
+        ``(N,)``; None = those that the Gaussians were quantised with, or what suits them if they were not.
 
     Raises
     ------
     ValueError
-        If a number is NaN or infinite, a scale not positive, or a mean negative.
+        If a number is NaN, infinite or too large to be written, a scale not positive, or a mean negative.
     """
     if not gaussians.is_finite() or (gaussians.scales <= 0).any() or (gaussians.means < 0).any():
         raise ValueError("Gaussians to quantise must be finite, with positive scales and means inside their tile")
+    if precisions is None:
+        precisions = _precisions_on_grid(gaussians, steps)
+    if precisions is None:
+        precisions = suitable_precisions(gaussians, steps)
+    fineness = np.ldexp(1.0, precisions.astype(np.int32))
     scales = gaussians.scales.astype(np.float64)
     swapped = scales[:, 0] < scales[:, 1]
-    areas = np.rint(np.log(scales.prod(axis=1)) / steps.area).astype(np.int64)
-    aspects = np.rint(np.abs(np.log(scales[:, 0] / scales[:, 1])) / steps.aspect).astype(np.int64)
+    areas = np.floor(_log_areas(gaussians) / steps.area * fineness)
+    aspects = np.rint(np.abs(np.log(scales[:, 0] / scales[:, 1])) / steps.aspect * fineness).astype(np.int64)
     turns = gaussians.rotations.astype(np.float64) / math.pi + 0.5 * swapped
-    bins = 2.0 ** rotation_bits(aspects, steps)
-    rotations = np.minimum(np.floor((turns - np.floor(turns)) * bins), bins - 1).astype(np.int64)
+    bins = np.ldexp(1.0, all_rotation_bits(aspects, precisions, steps.turns).astype(np.int32))
     colors = gaussians.colors.astype(np.float64) @ _decorrelation(gaussians.bands).T
+    colors = np.rint(colors / _color_steps((areas + 0.5) / fineness * steps.area, steps))
+    lag = np.maximum(precisions - PLACE_LAG, 0)
+    means = np.floor(gaussians.means.astype(np.float64) / steps.mean * np.ldexp(1.0, lag.astype(np.int32))[:, None])
+    for what, values in (("color", colors), ("mean", means / np.ldexp(1.0, lag.astype(np.int32))[:, None])):
+        if len(values) and np.abs(values).max() >= LARGEST:
+            raise ValueError(f"a {what} is {np.abs(values).max():.3g} steps from 0: too many to be written")
+    places = means.astype(np.int64)
     return QuantizedGaussians(
-        cells=np.floor(gaussians.means.astype(np.float64) / steps.mean).astype(np.int64),
-        areas=areas,
-        aspects=aspects,
-        rotations=rotations,
-        colors=np.rint(colors / _color_steps(areas, steps)).astype(np.int64),
+        cells=places >> lag[:, None],
+        attributes=Attributes(
+            precisions=precisions,
+            areas=areas.astype(np.int64),
+            aspects=aspects,
+            rotations=np.minimum(np.floor((turns - np.floor(turns)) * bins), bins - 1).astype(np.int64),
+            colors=colors.astype(np.int64),
+            places=places & ((1 << lag) - 1)[:, None],
+        ),
     )
 
 
 def dequantize(quantized: QuantizedGaussians, steps: Steps, *, origin: tuple[int, int] = (0, 0)) -> Gaussians:
     """Return the Gaussians that the integers stand for: a cell's centre, a bin's middle."""
+    values = quantized.attributes
+    fineness = np.ldexp(1.0, values.precisions.astype(np.int32))
     # Limits only bite on streams nobody wrote: they keep damaged values finite.
-    half_area = 0.5 * np.clip(quantized.areas * steps.area, -_AREA_LIMIT, _AREA_LIMIT)
-    half_aspect = 0.5 * np.clip(quantized.aspects * steps.aspect, 0, _ASPECT_LIMIT)
-    colors = np.clip(quantized.colors, -_COLOR_LIMIT, _COLOR_LIMIT) * _color_steps(quantized.areas, steps)
-    bins = 2.0 ** rotation_bits(quantized.aspects, steps)
+    areas = np.clip((values.areas + 0.5) / fineness * steps.area, -_AREA_LIMIT, _AREA_LIMIT)
+    half_aspect = 0.5 * np.clip(values.aspects / fineness * steps.aspect, 0, _ASPECT_LIMIT)
+    bins = np.ldexp(1.0, all_rotation_bits(values.aspects, values.precisions, steps.turns).astype(np.int32))
+    lag = np.maximum(values.precisions - PLACE_LAG, 0).astype(np.int32)
     return Gaussians(
-        means=((quantized.cells + 0.5) * steps.mean).astype(np.float32),
-        scales=np.exp(np.stack([half_area + half_aspect, half_area - half_aspect], axis=1)).astype(np.float32),
-        rotations=((quantized.rotations + 0.5) * math.pi / bins).astype(np.float32),
-        colors=(colors @ _decorrelation(colors.shape[1])).astype(np.float32),
+        means=((quantized.cells + (values.places + 0.5) / np.ldexp(1.0, lag)[:, None]) * steps.mean).astype(np.float32),
+        scales=np.exp(np.stack([0.5 * areas + half_aspect, 0.5 * areas - half_aspect], axis=1)).astype(np.float32),
+        rotations=((values.rotations + 0.5) * math.pi / bins).astype(np.float32),
+        colors=((values.colors * _color_steps(areas, steps)) @ _decorrelation(values.colors.shape[1])).astype(
+            np.float32
+        ),
         origin=origin,
     )
 
 
-def requantized(gaussians: Gaussians, steps: Steps) -> Gaussians:
+def requantized(gaussians: Gaussians, steps: Steps, *, precisions: Integers | None = None) -> Gaussians:
     """Return the Gaussians as a decoder will see them, in their own order."""
-    return dequantize(quantize(gaussians, steps), steps, origin=gaussians.origin)
+    return dequantize(quantize(gaussians, steps, precisions=precisions), steps, origin=gaussians.origin)
 
 
-def rotation_bits(aspects: Integers, steps: Steps) -> Integers:
-    """Return the bits of each rotation: 0 for a round Gaussian, else about ``log2(pi sinh(log-aspect) / step)``.
+def suitable_precisions(gaussians: Gaussians, steps: Steps) -> Integers:
+    """Return precisions with which the error of each number of a shape shows about as much as that of a color."""
+    energy = np.square(gaussians.colors, dtype=np.float64).sum(axis=1)
+    amplitudes = np.sqrt(math.pi * gaussians.scales.prod(axis=1, dtype=np.float64) * energy)
+    tolerance = steps.color * math.sqrt(math.pi) * steps.base_scale / _COLOR_SHARE
+    bits = np.rint(np.log2(np.maximum(amplitudes * steps.aspect / tolerance, 1.0)))
+    return np.minimum(bits, HIGHEST_PRECISION).astype(np.int64)
 
-    A power of two of bins can be written without waste; at most a factor sqrt(2) from the resolution asked for.
-    """
-    log_aspects = np.clip(aspects * steps.aspect, 0, _ASPECT_LIMIT)
-    wanted = np.log2(np.maximum(math.pi * np.sinh(log_aspects) / steps.rotation, 2))
-    return np.where(aspects > 0, np.clip(np.rint(wanted), 1, 24), 0).astype(np.int64)
+
+def _precisions_on_grid(gaussians: Gaussians, steps: Steps) -> Integers | None:
+    """Return the precisions that Gaussians were quantised with; None if not all of them were."""
+    areas = _log_areas(gaussians) / steps.area
+    precisions = np.full(len(areas), -1, np.int64)
+    for precision in range(HIGHEST_PRECISION, -1, -1):
+        away = areas * 2**precision - 0.5
+        precisions[np.abs(away - np.rint(away)) <= _ON_GRID * 2**precision / steps.area] = precision
+    return None if (precisions < 0).any() else precisions
 
 
-def _color_steps(areas: Integers, steps: Steps) -> NDArray[np.float64]:
-    log_areas = np.clip(areas * steps.area, -_AREA_LIMIT, _AREA_LIMIT) - 2 * math.log(steps.base_scale)
-    return steps.color * np.exp(_AREA_EXPONENT * log_areas)[:, None]
+def _log_areas(gaussians: Gaussians) -> NDArray[np.float64]:
+    return np.log(gaussians.scales.prod(axis=1, dtype=np.float64))
+
+
+def _color_steps(log_areas: NDArray[np.float64], steps: Steps) -> NDArray[np.float64]:
+    relative = np.clip(log_areas, -_AREA_LIMIT, _AREA_LIMIT) - 2 * math.log(steps.base_scale)
+    return steps.color * np.exp(_AREA_EXPONENT * relative)[:, None]
 
 
 def _decorrelation(bands: int) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from smartsplat.optim.adam import Rates, adam
 from smartsplat.optim.colors import solve_colors
 from smartsplat.optim.deadline import Deadline
 from smartsplat.optim.levels import from_level, level_scale, to_level
-from smartsplat.optim.lm import LEAST_DAMPING, Fitted, levenberg_marquardt
+from smartsplat.optim.lm import LEAST_DAMPING, MEAN_COORDINATES, Fitted, levenberg_marquardt
 from smartsplat.optim.machine import Bounds, Loss, Machine, machine_for
 from smartsplat.schedule import FitPass
 
@@ -193,7 +193,7 @@ class _Problem:
         losses = self.machine.numbers(here, here.draw(residual, target=self.target, weight=self.weight))
         return Fitted(gaussians=gaussians, losses=tuple(losses), residual=residual)
 
-    def moved(self, gaussians: Gaussians, target: Any, *, pairs: int, damping: float) -> Fitted:
+    def moved(self, gaussians: Gaussians, target: Any, *, pairs: int, damping: float, fixed: int = 0) -> Fitted:
         """Return a fit by Levenberg-Marquardt to other planes."""
         return levenberg_marquardt(
             gaussians,
@@ -203,6 +203,7 @@ class _Problem:
             bounds=self.bounds,
             pairs=pairs,
             damping=damping,
+            fixed=fixed,
             machine=self.machine,
             deadline=self.deadline,
         )
@@ -231,7 +232,8 @@ def _optimised(start: Gaussians, problem: _Problem, *, work: FitPass, config: Fi
         fits += _with_solved_colors(start, problem, iterations=work.color_iterations)
     if work.pairs:
         begin = fits[-1].gaussians if fits else start
-        fits.append(problem.moved(begin, problem.target, pairs=work.pairs, damping=work.damping))
+        fixed = MEAN_COORDINATES if work.fixed_means else 0
+        fits.append(problem.moved(begin, problem.target, pairs=work.pairs, damping=work.damping, fixed=fixed))
     if not fits:
         fits.append(problem.at(start))
     if work.ssim_pairs:

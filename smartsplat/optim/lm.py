@@ -25,6 +25,10 @@ from smartsplat.optim.host import HOST
 from smartsplat.optim.machine import Bounds, Machine
 
 LEAST_DAMPING = 0.1
+
+MEAN_COORDINATES = 2
+"""Of the whitened coordinates of a Gaussian, so many are its mean's; they come first."""
+
 _MOST_DAMPING = 1e4
 _ON_SUCCESS, _ON_FAILURE = 0.4, 4.0
 _ITERATIONS = (1, 1, 2, 3, 5, 8, 10)
@@ -64,6 +68,7 @@ def levenberg_marquardt(
     bounds: Bounds,
     pairs: int,
     damping: float = 0.2,
+    fixed: int = 0,
     machine: Machine = HOST,
     deadline: Deadline | None = None,
 ) -> Fitted:
@@ -83,6 +88,8 @@ def levenberg_marquardt(
         Work: products with the matrix, each trial of a step counted as one too; at most one more is done.
     damping
         To begin with.
+    fixed
+        How many of the whitened coordinates stay as they are, from the first on.
     deadline
         Looked at before each step.
 
@@ -100,14 +107,20 @@ def levenberg_marquardt(
     at = machine.operators(state, region)
     residual, trial, change = (machine.xp.empty_like(target) for _ in range(3))
     losses = machine.numbers(at, at.draw(residual, target=target, weight=weight))
-    gradient = at.gather(residual)
+    gradient = _free(at.gather(residual), fixed)
     spent, step = 0, 0
     while spent < pairs and losses[-1] > 0:
         if deadline is not None:
             deadline.check()
         iterations = min(inner_iterations(step), max(1, pairs - spent - 1))
         system = _System(
-            machine=machine, at=at.narrowed(_RADIUS_SHARE), own=state, damping=damping, weight=weight, change=change
+            machine=machine,
+            at=at.narrowed(_RADIUS_SHARE),
+            own=state,
+            damping=damping,
+            weight=weight,
+            change=change,
+            fixed=fixed,
         )
         solution, slope = _solve(system, gradient, iterations)
         moved = machine.moved(state, solution, limits)
@@ -121,7 +134,7 @@ def levenberg_marquardt(
             losses.append(loss)
             damping = max(damping * _ON_SUCCESS, LEAST_DAMPING)
             if spent < pairs:
-                gradient = at.gather(residual)
+                gradient = _free(at.gather(residual), fixed)
         else:
             damping = damping * _ON_FAILURE
             if damping > _MOST_DAMPING:
@@ -139,11 +152,19 @@ class _System:
     damping: float
     weight: Any
     change: Any
+    fixed: int
 
     def product(self, vectors: Any) -> Any:
         """Return ``J^T W J vectors``."""
         self.at.draw_change(self.change, vectors, weight=self.weight)
-        return self.at.gather(self.change)
+        return _free(self.at.gather(self.change), self.fixed)
+
+
+def _free(vectors: Any, fixed: int) -> Any:
+    """Return the vectors with zeros for what is fixed: there, no step then goes anywhere."""
+    if fixed:
+        vectors[:, :fixed] = 0
+    return vectors
 
 
 def _solve(system: _System, gradient: Any, iterations: int) -> tuple[Any, Any]:
