@@ -20,8 +20,10 @@ _IN_FLIGHT_A_WORKER = 3
 _ENVIRONMENT_BEFORE_START = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "MALLOC_ARENA_MAX": "2",  # else each of a worker's helper threads keeps freed images of its own
-    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # it grows with every call it sees
 }
+
+# Workers take it over. Their profiler looks at them every 10 ms, and its memory grows with every call that it sees.
+_WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
 
 # Two threads a worker: towards the end of a phase some workers have nothing to do. Threads that wait must not spin, as
 # while all workers are busy they share the cores.
@@ -127,7 +129,9 @@ class DaskExecutor:
             address: Any = self._scheduler
             if address is None:
                 # Set before a worker starts, as its C library reads the environment once.
-                environment = set_dask_config({"distributed.nanny.pre-spawn-environ": _ENVIRONMENT_BEFORE_START})
+                environment = set_dask_config(
+                    {"distributed.nanny.pre-spawn-environ": _ENVIRONMENT_BEFORE_START, **_WITHOUT_PROFILER}
+                )
                 with _interrupts_ignored(), environment:
                     cluster = LocalCluster(
                         n_workers=self._workers,

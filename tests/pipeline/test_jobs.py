@@ -61,6 +61,12 @@ def process_id(number: int) -> int:
     return os.getpid()
 
 
+def has_profiler(_: int) -> bool:
+    from distributed import get_worker
+
+    return "profile" in get_worker().periodic_callbacks
+
+
 def thread_limit(number: int) -> tuple[str | None, str | None, int]:
     import numba
 
@@ -268,6 +274,12 @@ def test_workers_are_other_processes_of_two_threads_that_do_not_spin_and_gone_af
     assert limits == {("1", "PASSIVE", 2)}
     assert pids <= children
     assert gone(pids)
+
+
+def test_workers_are_not_profiled():
+    """Dask's profile of a worker grows with each stack that it has not seen: 100 MB in a run of 20,000 jobs."""
+    with DaskExecutor(workers=1) as executor:
+        assert run(has_profiler, [0], executor) == [False]
 
 
 def test_a_cluster_of_our_own_listens_on_this_machine_alone():
