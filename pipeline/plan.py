@@ -19,7 +19,7 @@ from storage.pixels import COARSE, STRIP_HEIGHT
 from storage.scene import SHARD_TILES
 from storage.source import SourceInfo
 
-_LEAST_AIM, _MOST_AIM = 0.965, 0.985
+_LEAST_AIM, _MOST_AIM = 0.975, 0.985
 _FOLDER_BYTES = 1 << 14
 """What a file system takes for the folders of a scene."""
 
@@ -245,7 +245,7 @@ def byte_aim(byte_budget: int) -> float:
     Examples
     --------
     >>> byte_aim(100_000), round(byte_aim(10_000_000))
-    (96500.0, 9833616)
+    (97500.0, 9833616)
     """
     return max(_LEAST_AIM * byte_budget, _MOST_AIM * byte_budget - _FOLDER_BYTES)
 

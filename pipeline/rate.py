@@ -22,7 +22,7 @@ from storage.ledger import Ledger
 from storage.scene import Scene
 from storage.state import REPORT_FIELDS, SweepState
 
-FACTORS = tuple(2.0 ** (k / 2) for k in range(-8, 13))
+FACTORS = tuple(2.0 ** (k / 2) for k in range(-6, 11))
 """On all errors allowed, least first: about 6 % of the bytes apart."""
 
 COLOR_FACTORS = tuple(2.0 ** (k / 6) for k in range(-9, 13))
@@ -171,5 +171,5 @@ def _container_bytes(scene: Scene) -> int:
     shards = len(list(scene.shards()))
     slots = shards * height * width
     empty = (slots - len(scene.grid)) * _EMPTY_BYTES
-    table = 64 + 8 * len(scene.grid)  # its rows are 12 bytes, and compress to less than six with their quality
+    table = 48 + 7 * len(scene.grid)  # its rows are 12 bytes, and compress to less than six with their quality
     return scene.metadata_bytes + table + empty + slots * (_CRC_BYTES + _INDEX_BYTES) + shards * _CRC_BYTES

@@ -54,8 +54,8 @@ SCENE_FORMAT = 1
 SHARD_TILES = 8
 """Tiles along a side of a shard: one shard is one file, and has one writer."""
 
-_ARRAYS_BYTES = 1400  # the metadata of both arrays
-_LATER_BYTES = 240  # what Zarr adds to the manifest, and it gains at the end: quality, and the arrays' digests
+_ARRAYS_BYTES = 1330  # the metadata of both arrays
+_LATER_BYTES = 225  # what Zarr adds to the manifest, and it gains at the end: quality, and the arrays' digests
 
 _DAMAGE = (ValueError, RuntimeError, OSError, SmartsplatError)  # what Zarr and our codec raise on damaged bytes
 
