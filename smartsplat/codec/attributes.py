@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from smartsplat.codec.coder import DAMAGED, NODES, Integers, Models, integer, tree, uniform
+from smartsplat.codec.coder import DAMAGED, NODES, Coder, Integers, Models, integer, tree, uniform
 from smartsplat.codec.positions import find_neighbors
 
 _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
@@ -69,8 +69,7 @@ PLACE_LAG = 1
 
 
 def code_attributes(
-    state: Integers,
-    data: Any,
+    coder: Coder,
     cells: Integers,
     extents: Integers,
     values: Attributes,
@@ -90,43 +89,36 @@ def code_attributes(
     ended
         Told the name of each quantity when it is done.
     """
-    around = tuple(np.empty((len(cells), _NEIGHBORS), np.int64) for _ in range(2))
-    find_neighbors(cells, extents, *around)
-    _code_precisions(state, data, *_models(8, 9, 6, nodes=NODES), *around, values.precisions)
+    neighbors, weights = (np.empty((len(cells), _NEIGHBORS), np.int64) for _ in range(2))
+    find_neighbors(cells, extents, neighbors, weights)
+    precisions, shown = values.precisions, (neighbors, weights, values.precisions)
+
+    def learning(models: Models) -> tuple[Any, ...]:
+        coder.learn(models.fresh)
+        return coder.memory, coder.data, models.starts
+
+    _code_precisions(*learning(_PRECISIONS), *shown)
     ended("precision")
     areas = np.empty_like(values.areas)  # in coarsest steps, from the middle
-    _code_areas(
-        state, data, *_models(8 * 6, 9, 10, nodes=NODES), *around, values.precisions, values.areas, areas, middle
-    )
+    _code_areas(*learning(_AREAS), *shown, values.areas, areas, middle)
     ended("area")
     for band in range(values.colors.shape[1]):
-        models = _models(8 * 9, 9, 3 * 8, nodes=NODES) if band == 0 else _models(8 * 3, 8 * 7, 45, nodes=NODES)
-        _code_colors(state, data, *models, *around, values.precisions, areas, values.colors, band)
+        _code_colors(*learning(_FIRST_COLORS if band == 0 else _OTHER_COLORS), *shown, areas, values.colors, band)
         ended("color")
     aspects = np.empty_like(values.aspects)
-    _code_aspects(
-        state, data, *_models(8, 9, 8, nodes=NODES), *around, values.precisions, areas, values.aspects, aspects
-    )
+    _code_aspects(*learning(_ASPECTS), *shown, areas, values.aspects, aspects)
     ended("aspect")
-    _code_rotations(
-        state,
-        data,
-        *_models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS),
-        *around,
-        values.precisions,
-        values.aspects,
-        aspects,
-        values.rotations,
-        turns,
-    )
+    _code_rotations(*learning(_ROTATIONS), *shown, values.aspects, aspects, values.rotations, turns)
     ended("rotation")
-    _code_places(state, data, values.precisions, values.places)
+    _code_places(coder.memory, coder.data, precisions, values.places)
     ended("position")
 
 
-def _models(*sizes: int, nodes: int) -> tuple[Integers, ...]:
-    models = Models(sizes, nodes)
-    return models.starts, models.odds, models.seen, models.weights
+_PRECISIONS = Models(8, 9, 6, nodes=NODES)
+_AREAS = Models(8 * 6, 9, 10, nodes=NODES)
+_FIRST_COLORS, _OTHER_COLORS = Models(8 * 9, 9, 3 * 8, nodes=NODES), Models(7 * 3, 8 * 7, 9 * 5, nodes=NODES)
+_ASPECTS = Models(8, 9, 8, nodes=NODES)
+_ROTATIONS = Models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS)
 
 
 @_jit
@@ -175,78 +167,72 @@ def _average(values, neighbors, weights, i):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _code_precisions(state, data, starts, odds, seen, weights_, neighbors, weights, precisions):  # type: ignore[no-untyped-def]
-    places = np.empty(len(starts), np.int64)
+def _code_precisions(memory, data, starts, neighbors, weights, precisions):  # type: ignore[no-untyped-def]
     for i in range(len(precisions)):
         nearest = neighbors[i, 0]
         average = _bucket(_average(precisions, neighbors, weights, i), _PRECISION_EDGES)
-        places[0] = starts[0] + NODES * (average if nearest >= 0 else 7)
-        places[1] = starts[1] + NODES * (min(precisions[nearest], _HIGH) if nearest >= 0 else 8)
-        places[2] = starts[2] + NODES * (_bucket(weights[i, 0], _NEARNESS_EDGES) if nearest >= 0 else 5)
-        found = integer(state, data, odds, seen, weights_, places, False, precisions[i])
+        first = starts[0] + 2 * NODES * (average if nearest >= 0 else 7)
+        second = starts[1] + 2 * NODES * (min(precisions[nearest], _HIGH) if nearest >= 0 else 8)
+        third = starts[2] + 2 * NODES * (_bucket(weights[i, 0], _NEARNESS_EDGES) if nearest >= 0 else 5)
+        found = integer(memory, data, first, second, third, starts[3], False, precisions[i])
         if found > HIGHEST_PRECISION:
-            state[DAMAGED] = 1
+            memory[DAMAGED] = 1
             found = np.int64(0)
         precisions[i] = found
 
 
 @_jit
-def _code_areas(state, data, starts, odds, seen, weights_, neighbors, weights, precisions, areas, coarse, middle):  # type: ignore[no-untyped-def]
-    places = np.empty(len(starts), np.int64)
+def _code_areas(memory, data, starts, neighbors, weights, precisions, areas, coarse, middle):  # type: ignore[no-untyped-def]
     for i in range(len(areas)):
         nearest, precision = neighbors[i, 0], precisions[i]
         near = _bucket(weights[i, 0], _NEARNESS_EDGES) if nearest >= 0 else 5
         average = _bucket(_average(coarse, neighbors, weights, i), _AREA_EDGES)
-        places[0] = starts[0] + NODES * (min(precision, _HIGH) * 6 + near)
-        places[1] = starts[1] + NODES * (average if nearest >= 0 else 8)
-        places[2] = starts[2] + NODES * (_limited(coarse[nearest]) if nearest >= 0 else 9)
-        coarse[i] = integer(state, data, odds, seen, weights_, places, True, (areas[i] >> precision) - middle)
-        areas[i] = _refined(state, data, coarse[i] + middle, precision, areas[i])
+        first = starts[0] + 2 * NODES * (min(precision, _HIGH) * 6 + near)
+        second = starts[1] + 2 * NODES * (average if nearest >= 0 else 8)
+        third = starts[2] + 2 * NODES * (_limited(coarse[nearest]) if nearest >= 0 else 9)
+        coarse[i] = integer(memory, data, first, second, third, starts[3], True, (areas[i] >> precision) - middle)
+        areas[i] = _refined(memory, data, coarse[i] + middle, precision, areas[i])
 
 
 @_jit
-def _code_colors(state, data, starts, odds, seen, weights_, neighbors, weights, precisions, coarse, colors, band):  # type: ignore[no-untyped-def]
-    places = np.empty(len(starts), np.int64)
+def _code_colors(memory, data, starts, neighbors, weights, precisions, coarse, colors, band):  # type: ignore[no-untyped-def]
     sizes = np.abs(colors[:, band])
     for i in range(len(colors)):
         nearest, precision = neighbors[i, 0], min(precisions[i], _HIGH)
         average = _average(sizes, neighbors, weights, i)
         before = colors[nearest, band] if nearest >= 0 else np.int64(0)
         if band == 0:
-            places[0] = starts[0] + NODES * (precision * 9 + _limited(coarse[i]))
-            places[1] = starts[1] + NODES * (_bucket(average, _LUMA_EDGES) if nearest >= 0 else 8)
-            places[2] = starts[2] + NODES * (precision * 3 + _sign(before))
+            first = starts[0] + 2 * NODES * (precision * 9 + _limited(coarse[i]))
+            second = starts[1] + 2 * NODES * (_bucket(average, _LUMA_EDGES) if nearest >= 0 else 8)
+            third = starts[2] + 2 * NODES * (precision * 3 + _sign(before))
         else:
             luma, last = colors[i, 0], colors[i, band - 1]
             agrees = _sign(before * colors[nearest, 0]) if nearest >= 0 else 1
-            places[0] = starts[0] + NODES * (_bucket(average, _CHROMA_EDGES) * 3 + _sign(luma))
-            places[1] = starts[1] + NODES * (precision * 7 + _bucket(abs(luma), _OWN_EDGES))
-            places[2] = starts[2] + NODES * ((agrees * 3 + _sign(last)) * 5 + _bucket(abs(last), _ELONGATION_EDGES))
-        colors[i, band] = integer(state, data, odds, seen, weights_, places, True, colors[i, band])
+            first = starts[0] + 2 * NODES * (_bucket(average, _CHROMA_EDGES) * 3 + _sign(luma))
+            second = starts[1] + 2 * NODES * (precision * 7 + _bucket(abs(luma), _OWN_EDGES))
+            third = starts[2] + 2 * NODES * ((agrees * 3 + _sign(last)) * 5 + _bucket(abs(last), _ELONGATION_EDGES))
+        colors[i, band] = integer(memory, data, first, second, third, starts[3], True, colors[i, band])
         sizes[i] = abs(colors[i, band])
 
 
 @_jit
-def _code_aspects(state, data, starts, odds, seen, weights_, neighbors, weights, precisions, areas, aspects, coarse):  # type: ignore[no-untyped-def]
-    places = np.empty(len(starts), np.int64)
+def _code_aspects(memory, data, starts, neighbors, weights, precisions, areas, aspects, coarse):  # type: ignore[no-untyped-def]
     for i in range(len(aspects)):
         precision = precisions[i]
         average = _bucket(_average(coarse, neighbors, weights, i), _ASPECT_EDGES)
-        places[0] = starts[0] + NODES * min(precision, _HIGH)
-        places[1] = starts[1] + NODES * _limited(areas[i])
-        places[2] = starts[2] + NODES * (average if neighbors[i, 0] >= 0 else 7)
-        coarse[i] = integer(state, data, odds, seen, weights_, places, False, aspects[i] >> precision)
+        first = starts[0] + 2 * NODES * min(precision, _HIGH)
+        second = starts[1] + 2 * NODES * _limited(areas[i])
+        third = starts[2] + 2 * NODES * (average if neighbors[i, 0] >= 0 else 7)
+        coarse[i] = integer(memory, data, first, second, third, starts[3], False, aspects[i] >> precision)
         if coarse[i] > _LONGEST_ASPECT:
-            state[DAMAGED], coarse[i] = 1, 0
-        aspects[i] = _refined(state, data, coarse[i], precision, aspects[i])
+            memory[DAMAGED], coarse[i] = 1, 0
+        aspects[i] = _refined(memory, data, coarse[i], precision, aspects[i])
 
 
 @_jit
-def _code_rotations(
-    state, data, starts, odds, seen, weights_, neighbors, weights, precisions, aspects, coarse, rotations, turns
-):  # type: ignore[no-untyped-def]
+def _code_rotations(memory, data, starts, neighbors, weights, precisions, aspects, coarse, rotations, turns):  # type: ignore[no-untyped-def]
     """Code rotations from that of the neighbour that shows a direction best: an edge goes on."""
-    places, angles = np.empty(len(starts), np.int64), np.zeros(len(rotations), np.int64)
+    angles = np.zeros(len(rotations), np.int64)
     for i in range(len(rotations)):
         bits = rotation_bits(aspects[i], precisions[i], turns)
         if bits == 0:
@@ -262,31 +248,40 @@ def _code_rotations(
         if strongest == 0:
             strength = 6
         known = min(bits, _TREE_BITS)
-        places[0] = starts[0] + (_TREE_BITS << _TREE_BITS) * (strength * 5 + length)
-        places[1] = starts[1] + (_TREE_BITS << _TREE_BITS) * strength
-        places[2] = starts[2] + (_TREE_BITS << _TREE_BITS) * (length * 8 + min(precisions[i], _HIGH))
+        first = starts[0] + 2 * (_TREE_BITS << _TREE_BITS) * (strength * 5 + length)
+        second = starts[1] + 2 * (_TREE_BITS << _TREE_BITS) * strength
+        third = starts[2] + 2 * (_TREE_BITS << _TREE_BITS) * (length * 8 + min(precisions[i], _HIGH))
         mask, offset = (1 << bits) - 1, along >> (_ANGLE_BITS - bits)
         turned = (rotations[i] - offset) & mask
-        first = (known - 1) << _TREE_BITS
-        top = tree(state, data, odds, seen, weights_, places, known, first, turned >> (bits - known))
-        turned = _refined(state, data, top, bits - known, turned)
+        base = (known - 1) << _TREE_BITS
+        top = tree(
+            memory,
+            data,
+            first + 2 * base,
+            second + 2 * base,
+            third + 2 * base,
+            starts[3] + 3 * base,
+            known,
+            turned >> (bits - known),
+        )
+        turned = _refined(memory, data, top, bits - known, turned)
         rotations[i] = (turned + offset) & mask
         angles[i] = (rotations[i] << (_ANGLE_BITS - bits)) + (1 << (_ANGLE_BITS - bits) >> 1)
 
 
 @_jit
-def _code_places(state, data, precisions, places):  # type: ignore[no-untyped-def]
+def _code_places(memory, data, precisions, places):  # type: ignore[no-untyped-def]
     for i in range(len(places)):
         size = np.int64(1) << max(0, precisions[i] - PLACE_LAG)
         for axis in range(places.shape[1]):
-            places[i, axis] = uniform(state, data, size, places[i, axis])
+            places[i, axis] = uniform(memory, data, size, places[i, axis])
 
 
 @_jit
-def _refined(state, data, top, bits, value):  # type: ignore[no-untyped-def]
+def _refined(memory, data, top, bits, value):  # type: ignore[no-untyped-def]
     """Code the low `bits` bits of a value, whose others are `top`; return it."""
     size = np.int64(1) << bits
-    return top * size + uniform(state, data, size, value & (size - 1))
+    return top * size + uniform(memory, data, size, value & (size - 1))
 
 
 @_jit

@@ -3,7 +3,7 @@
 One function codes a value in both directions. Encoding, it is given the value, and writes; decoding, it ignores what it
 is given, reads, and returns what was written: so that the two cannot differ.
 
-The coder keeps an interval ``[low, low + range)`` of 32-bit numbers; each bit takes its share of it, and the top byte is
+The coder keeps an interval ``[low, low + range)`` of 32-bit numbers; each bit takes its share, and the top byte is
 written once no carry can change it but by running through bytes that are there already.
 """
 
@@ -20,11 +20,13 @@ _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 Integers = NDArray[np.int64]
 
-LOW, RANGE, AT, CODE, DECODES, DAMAGED = range(6)
-"""Places in the coder's state: its interval; bytes written, or passed over; the number read, less `LOW`; whether it
-reads; whether something was read that no encoder writes."""
+LOW, RANGE, AT, CODE, DECODES, DAMAGED, _STATE = range(7)
+"""Places in a coder's memory: its interval; bytes written, or passed over; the number read, less `LOW`; whether it
+reads; whether something was read that no encoder writes. Behind them are the probabilities it learns."""
 
-_STATE = 6
+FIRST = _STATE
+"""Where what it learns begins."""
+
 _WORD, _TOP = (1 << 32) - 1, 1 << 24
 _FINEST = 12  # bits of the longest step of `uniform`
 
@@ -53,35 +55,53 @@ _WEIGHT = 29491  # .45 in 65536ths: what each context starts with
 _LEARNING_SHIFT = 14
 
 
-def new_coder(data: NDArray[np.uint8], *, decodes: bool) -> Integers:
-    """Return the state of a coder at the beginning of `data`, which it writes to or reads from."""
-    state = np.zeros(_STATE, np.int64)
-    state[RANGE], state[DECODES] = _WORD, decodes
-    if decodes:
-        for place in range(4):
-            state[CODE] = state[CODE] << 8 | (int(data[place]) if place < len(data) else 0)
-    return state
+class Coder:
+    """A coder at the beginning of `data`, which it writes to or reads from.
 
+    Compiled functions take its `memory` and its `data`: one array for all it knows, as each that is passed on costs
+    more than a bit does. In it a *probability* has two places: in 65536ths, and how often its bit was seen.
 
-def finish(state: Integers, data: NDArray[np.uint8]) -> bytes:
-    """Return what was written: with zeros after it, a number in the last interval."""
-    number = int(state[LOW]) + _TOP - 1 & ~(_TOP - 1)
-    if number > _WORD:
-        _carry(data, state[AT])
-    data[state[AT]] = number >> 24 & 255
-    return data[: state[AT] + 1].tobytes().rstrip(b"\0")
+    Parameters
+    ----------
+    data
+        Long enough for all that will be written; or what was.
+    decodes
+        Whether it reads.
+    """
 
+    def __init__(self, data: NDArray[np.uint8], *, decodes: bool) -> None:
+        self.data = data
+        self.memory = np.zeros(_STATE, np.int64)
+        self.memory[RANGE], self.memory[DECODES] = _WORD, decodes
+        if decodes:
+            for place in range(4):
+                self.memory[CODE] = self.memory[CODE] << 8 | (int(data[place]) if place < len(data) else 0)
 
-def is_canonical(state: Integers, data: NDArray[np.uint8]) -> bool:
-    """Return whether these are the bytes that `finish` returns for all that was read: there is one stream for each."""
-    number = int(state[LOW]) + _TOP - 1 & ~(_TOP - 1)
-    as_long = len(data) <= state[AT] + 1 and (len(data) == 0 or data[-1] != 0)
-    return not state[DAMAGED] and as_long and int(state[CODE]) == number - int(state[LOW])
+    def learn(self, probabilities: Integers) -> None:
+        """Give it new probabilities, in the place of those it had."""
+        self.memory = np.concatenate([self.memory[:_STATE], probabilities])
 
+    def finish(self) -> bytes:
+        """Return what was written: with zeros after it, a number in the last interval."""
+        number, at = self._last(), int(self.memory[AT])
+        if number > _WORD:
+            _carry(self.data, at)
+        self.data[at] = number >> 24 & 255
+        return self.data[: at + 1].tobytes().rstrip(b"\0")
 
-def information(state: Integers) -> float:
-    """Return the bits written so far, fractions too."""
-    return 8.0 * int(state[AT]) + 32 - math.log2(int(state[RANGE]))
+    def is_canonical(self) -> bool:
+        """Return whether the data is what `finish` returns for all that was read: there is one stream for each."""
+        as_long = len(self.data) <= self.memory[AT] + 1 and (len(self.data) == 0 or self.data[-1] != 0)
+        as_written = int(self.memory[CODE]) == self._last() - int(self.memory[LOW])
+        return not self.memory[DAMAGED] and as_long and as_written
+
+    def information(self) -> float:
+        """Return the bits written so far, fractions too."""
+        return 8.0 * int(self.memory[AT]) + 32 - math.log2(int(self.memory[RANGE]))
+
+    def _last(self) -> int:
+        """Return the number that ends the stream: the least in the interval that has nothing below its top byte."""
+        return int(self.memory[LOW]) + _TOP - 1 & ~(_TOP - 1)
 
 
 @_jit
@@ -94,10 +114,10 @@ def _carry(data, at):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _narrow(state, data, start, size):  # type: ignore[no-untyped-def]
+def _narrow(memory, data, start, size):  # type: ignore[no-untyped-def]
     """Go to the part of the interval at `start`, `size` long."""
-    low, width, at, code = state[LOW] + start, size, state[AT], state[CODE] - start
-    decodes = state[DECODES] == 1
+    low, width, at, code = memory[LOW] + start, size, memory[AT], memory[CODE] - start
+    decodes = memory[DECODES] == 1
     if low > _WORD:
         low &= _WORD
         if not decodes:
@@ -110,72 +130,78 @@ def _narrow(state, data, start, size):  # type: ignore[no-untyped-def]
         low = low << 8 & _WORD
         width <<= 8
         at += 1
-    state[LOW], state[RANGE], state[AT], state[CODE] = low, width, at, code
+    memory[LOW], memory[RANGE], memory[AT], memory[CODE] = low, width, at, code
 
 
 @_jit
-def _bit(state, data, probability, bit):  # type: ignore[no-untyped-def]
+def _bit(memory, data, probability, bit):  # type: ignore[no-untyped-def]
     """Code a bit that is 1 with `probability` 65536ths."""
-    bound = (state[RANGE] >> 16) * probability
-    if state[DECODES]:
-        bit = 1 if state[CODE] < bound else 0
+    bound = (memory[RANGE] >> 16) * probability
+    if memory[DECODES]:
+        bit = 1 if memory[CODE] < bound else 0
     if bit:
-        _narrow(state, data, 0, bound)
+        _narrow(memory, data, 0, bound)
     else:
-        _narrow(state, data, bound, state[RANGE] - bound)
+        _narrow(memory, data, bound, memory[RANGE] - bound)
     return bit
 
 
 @_jit
-def uniform(state, data, size, value):  # type: ignore[no-untyped-def]
+def uniform(memory, data, size, value):  # type: ignore[no-untyped-def]
     """Code ``0 <= value < size`` with all values alike."""
     shift = 0
     while (size - 1) >> shift >> _FINEST:
         shift += _FINEST
     parts, total = ((size - 1) >> shift) + 1, np.int64(0)
     while shift >= 0:
-        step = state[RANGE] // parts
-        part = min(state[CODE] // step, parts - 1) if state[DECODES] else (value >> shift) - (total << _FINEST)
-        _narrow(state, data, part * step, step)
+        step = memory[RANGE] // parts
+        part = min(memory[CODE] // step, parts - 1) if memory[DECODES] else (value >> shift) - (total << _FINEST)
+        _narrow(memory, data, part * step, step)
         total = total << _FINEST | part
         parts = np.int64(1) << _FINEST
         shift -= _FINEST
     if total >= size:
-        state[DAMAGED] = 1
+        memory[DAMAGED] = 1
         total = np.int64(size - 1)
     return total
 
 
 @_jit
-def adaptive(state, data, odds, seen, place, bit):  # type: ignore[no-untyped-def]
-    """Code a bit by one probability, that at `place`, and let it learn."""
-    probability = min(max(odds[place], _LEAST), 65536 - _LEAST)
-    bit = _bit(state, data, probability, bit)
-    odds[place] += (((bit << 16) - odds[place]) * _RATE[seen[place]]) >> 16
-    seen[place] = min(seen[place] + 1, _LIMIT)
+def adaptive(memory, data, place, bit):  # type: ignore[no-untyped-def]
+    """Code a bit by one probability, and let it learn."""
+    known, times = memory[place], memory[place + 1]
+    bit = _bit(memory, data, min(max(known, _LEAST), 65536 - _LEAST), bit)
+    memory[place] = known + ((((bit << 16) - known) * _RATE[times]) >> 16)
+    memory[place + 1] = min(times + 1, _LIMIT)
     return bit
 
 
 @_jit
-def mixed(state, data, odds, seen, weights, places, node, bit):  # type: ignore[no-untyped-def]
-    """Code a bit by several probabilities, those at ``places + node``: their weighted log-odds add up; all learn.
+def mixed(memory, data, first, second, third, weights, bit):  # type: ignore[no-untyped-def]
+    """Code a bit by three probabilities: their weighted log-odds add up; all learn, and so do the weights.
 
     A probability that has been seen less often counts for less.
     """
-    total = 0
-    for k in range(CONTEXTS):
-        place = places[k] + node
-        total += weights[node, k] * ((_STRETCH[odds[place] >> 4] * _TRUST[seen[place]]) >> 8)
-    total = min(max(total >> 16, -_ODDS + 1), _ODDS - 1)
-    probability = _SQUASH[total + _ODDS - 1]
-    bit = _bit(state, data, probability, bit)
+    p, q, r = memory[first], memory[second], memory[third]
+    m, n, o = memory[first + 1], memory[second + 1], memory[third + 1]
+    x, y, z = (
+        (_STRETCH[p >> 4] * _TRUST[m]) >> 8,
+        (_STRETCH[q >> 4] * _TRUST[n]) >> 8,
+        (_STRETCH[r >> 4] * _TRUST[o]) >> 8,
+    )
+    total = (memory[weights] * x + memory[weights + 1] * y + memory[weights + 2] * z) >> 16
+    probability = _SQUASH[min(max(total, -_ODDS + 1), _ODDS - 1) + _ODDS - 1]
+    bit = _bit(memory, data, probability, bit)
     error, aim = (bit << 16) - probability, bit * 65535
-    for k in range(CONTEXTS):
-        place = places[k] + node
-        known, times = odds[place], seen[place]
-        weights[node, k] += (error * ((_STRETCH[known >> 4] * _TRUST[times]) >> 8)) >> _LEARNING_SHIFT
-        odds[place] = known + (((aim - known) * _RATE[times]) >> 16)
-        seen[place] = min(times + 1, _LIMIT)
+    memory[weights] += (error * x) >> _LEARNING_SHIFT
+    memory[weights + 1] += (error * y) >> _LEARNING_SHIFT
+    memory[weights + 2] += (error * z) >> _LEARNING_SHIFT
+    memory[first] = p + (((aim - p) * _RATE[m]) >> 16)
+    memory[second] = q + (((aim - q) * _RATE[n]) >> 16)
+    memory[third] = r + (((aim - r) * _RATE[o]) >> 16)
+    memory[first + 1] = min(m + 1, _LIMIT)
+    memory[second + 1] = min(n + 1, _LIMIT)
+    memory[third + 1] = min(o + 1, _LIMIT)
     return bit
 
 
@@ -189,53 +215,59 @@ NODES = 2 + _UNARY + _LONGEST
 
 
 @_jit
-def integer(state, data, odds, seen, weights, places, signed, value):  # type: ignore[no-untyped-def]
-    """Code an integer by the contexts at `places`: small magnitudes are expected, whatever they turn out to be."""
+def integer(memory, data, first, second, third, weights, signed, value):  # type: ignore[no-untyped-def]
+    """Code an integer in three contexts: small magnitudes are expected, whatever they turn out to be."""
     size = abs(value)
-    if mixed(state, data, odds, seen, weights, places, 0, np.int64(size > 0)) == 0:
+    if mixed(memory, data, first, second, third, weights, np.int64(size > 0)) == 0:
         return np.int64(0)
     negative = np.int64(0)
     if signed:
-        negative = mixed(state, data, odds, seen, weights, places, 1, np.int64(value < 0))
-    least = np.int64(1)
-    while least < _UNARY and mixed(state, data, odds, seen, weights, places, 1 + least, np.int64(size > least)):
-        least += 1
-    if least == _UNARY:
-        beyond = size - _UNARY + 1
-        length = 0
-        while length < _LONGEST - 1 and mixed(
-            state, data, odds, seen, weights, places, 1 + _UNARY + length, np.int64(beyond >> (length + 1) > 0)
-        ):
+        negative = mixed(memory, data, first + 2, second + 2, third + 2, weights + 3, np.int64(value < 0))
+    least, length, more = np.int64(1), np.int64(0), True
+    for node in range(2, NODES):
+        unary = node < _UNARY + 1
+        bit = np.int64(size > least) if unary else np.int64((size - _UNARY + 1) >> (length + 1) > 0)
+        at = 2 * node
+        if not mixed(memory, data, first + at, second + at, third + at, weights + 3 * node, bit):
+            more = not unary
+            break
+        if unary:
+            least += 1
+        else:
             length += 1
+    if more:
         top = np.int64(1) << length
-        least += top + uniform(state, data, top, beyond - top) - 1
+        least += uniform(memory, data, top, size - _UNARY + 1 - top) + top - 1
     return -least if negative else least
 
 
 @_jit
-def tree(state, data, odds, seen, weights, places, bits, first, value):  # type: ignore[no-untyped-def]
-    """Code the `bits` bits of a value, each by those above it; nodes from `first` on, ``2^bits - 1`` of them."""
+def tree(memory, data, first, second, third, weights, bits, value):  # type: ignore[no-untyped-def]
+    """Code the `bits` bits of a value, each by those above it."""
     at = np.int64(1)
     for k in range(bits - 1, -1, -1):
-        at = 2 * at + mixed(state, data, odds, seen, weights, places, first + at - 1, (value >> k) & 1)
+        node = at - 1
+        bit = mixed(
+            memory, data, first + 2 * node, second + 2 * node, third + 2 * node, weights + 3 * node, (value >> k) & 1
+        )
+        at = 2 * at + bit
     return at - (np.int64(1) << bits)
 
 
 class Models:
-    """Probabilities of some bits, each in several contexts, and how far each context is believed.
+    """Where the probabilities of some bits are, each in several contexts, and how far each context is believed.
 
     Parameters
     ----------
-    sizes
-        How many different contexts there are of each of the `CONTEXTS` kinds.
+    contexts
+        How many there are of each of the `CONTEXTS` kinds.
     nodes
         Different bits in each.
     """
 
-    def __init__(self, sizes: tuple[int, ...], nodes: int) -> None:
-        assert len(sizes) == CONTEXTS
-        self.starts = np.cumsum([0, *sizes[:-1]]).astype(np.int64) * nodes
-        self.nodes = nodes
-        self.odds = np.full(sum(sizes) * nodes, 1 << 15, np.int64)
-        self.seen = np.zeros(sum(sizes) * nodes, np.int64)
-        self.weights = np.full((nodes, CONTEXTS), _WEIGHT, np.int64)
+    def __init__(self, *contexts: int, nodes: int) -> None:
+        assert len(contexts) == CONTEXTS
+        unknown = np.tile(np.array([1 << 15, 0], np.int64), sum(contexts) * nodes)
+        self.fresh = np.concatenate([unknown, np.full(nodes * CONTEXTS, _WEIGHT, np.int64)])
+        first, second, _ = (_STATE + 2 * nodes * int(before) for before in np.cumsum(contexts))
+        self.starts = np.array([_STATE, first, second, _STATE + len(unknown)], np.int64)

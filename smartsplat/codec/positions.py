@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from smartsplat.codec.coder import DAMAGED, DECODES, Integers, adaptive, uniform
+from smartsplat.codec.coder import DAMAGED, DECODES, FIRST, Coder, Integers, adaptive, uniform
 
 _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -42,31 +42,36 @@ def _expected() -> Integers:
     return odds.ravel()
 
 
-_EXPECTED = _expected()
+_MANY = FIRST + 2 * _SIDE**3  # where the probabilities of fuller boxes are
+_FRESH = np.concatenate(
+    [
+        np.stack([_expected(), np.full(_SIDE**3, _BELIEF)], axis=1).ravel(),
+        np.tile([1 << 15, 0], _LENGTHS * _STEPS),
+    ]
+)
 
 
-def code_positions(state: Integers, data: Any, cells: Integers, extents: Integers) -> Integers:
+def code_positions(coder: Coder, cells: Integers, extents: Integers) -> Integers:
     """Code the cells, ``(N, axes)`` with ``0 <= cells < extents``; return the order in which they were coded.
 
     Decoding, `cells` is filled, in that order; it is the same for cells that are permuted, but for equal ones.
     """
-    few = (_EXPECTED.copy(), np.full(len(_EXPECTED), _BELIEF, np.int64))
-    many = (np.full(_LENGTHS * _STEPS, 1 << 15, np.int64), np.zeros(_LENGTHS * _STEPS, np.int64))
+    coder.learn(_FRESH)
     order = np.arange(len(cells))
-    _code(state, data, cells, extents, order, *few, *many)
+    _code(coder.memory, coder.data, cells, extents, order)
     return order
 
 
 @_jit
-def _code(state, data, cells, extents, order, few, few_seen, many, many_seen):  # type: ignore[no-untyped-def]
+def _code(memory, data, cells, extents, order):  # type: ignore[no-untyped-def]
     axes = cells.shape[1]
-    decodes = state[DECODES] == 1
+    decodes = memory[DECODES] == 1
     boxes, ranges = np.empty((64 * axes + 2, 2, axes), np.int64), np.empty((64 * axes + 2, 2), np.int64)
     second = np.empty(len(cells), np.int64)
     boxes[0, 0], boxes[0, 1] = 0, extents
     ranges[0, 0], ranges[0, 1] = 0, len(cells)
     waiting = 1
-    while waiting > 0 and not state[DAMAGED]:
+    while waiting > 0 and not memory[DAMAGED]:
         waiting -= 1
         start, stop = ranges[waiting]
         low, high = boxes[waiting]
@@ -78,7 +83,7 @@ def _code(state, data, cells, extents, order, few, few_seen, many, many_seen):  
         if count == 1 or (count > 1 and high[axis] - low[axis] == 1):
             for place in range(start, stop):
                 for other in range(axes):
-                    at = uniform(state, data, high[other] - low[other], cells[order[place], other] - low[other])
+                    at = uniform(memory, data, high[other] - low[other], cells[order[place], other] - low[other])
                     if decodes:
                         cells[place, other] = low[other] + at
             continue
@@ -96,7 +101,7 @@ def _code(state, data, cells, extents, order, few, few_seen, many, many_seen):  
                     second[rest] = order[place]
                     rest += 1
             order[split:stop] = second[:rest]
-        split = start + _share(state, data, count, split - start, few, few_seen, many, many_seen)
+        split = start + _share(memory, data, count, split - start)
         boxes[waiting + 1] = boxes[waiting]
         ranges[waiting, 0], ranges[waiting, 1], boxes[waiting, 0, axis] = split, stop, middle
         ranges[waiting + 1, 0], ranges[waiting + 1, 1], boxes[waiting + 1, 1, axis] = start, split, middle
@@ -104,14 +109,14 @@ def _code(state, data, cells, extents, order, few, few_seen, many, many_seen):  
 
 
 @_jit
-def _share(state, data, count, first, few, few_seen, many, many_seen):  # type: ignore[no-untyped-def]
+def _share(memory, data, count, first):  # type: ignore[no-untyped-def]
     """Code how many of `count` lie in the first half."""
     if count <= _FEW:
         low, high = np.int64(0), count
         while low < high:
             middle = (low + high) // 2
-            place = (count * _SIDE + low) * _SIDE + high
-            if adaptive(state, data, few, few_seen, place, np.int64(first <= middle)):
+            place = FIRST + 2 * ((count * _SIDE + low) * _SIDE + high)
+            if adaptive(memory, data, place, np.int64(first <= middle)):
                 high = middle
             else:
                 low = middle + 1
@@ -122,18 +127,18 @@ def _share(state, data, count, first, few, few_seen, many, many_seen):  # type: 
     shift = length // 2 - 1
     half = count // 2
     away = abs(first - half)
-    base = length * _STEPS
+    base = _MANY + 2 * length * _STEPS
     steps = np.int64(0)
     while steps <= (count - half) >> shift and adaptive(
-        state, data, many, many_seen, base + min(steps, _STEPS - 1), np.int64(away >> shift > steps)
+        memory, data, base + 2 * min(steps, _STEPS - 1), np.int64(away >> shift > steps)
     ):
         steps += 1
-    away = (steps << shift) + uniform(state, data, np.int64(1) << shift, away & ((np.int64(1) << shift) - 1))
+    away = (steps << shift) + uniform(memory, data, np.int64(1) << shift, away & ((np.int64(1) << shift) - 1))
     if away:
-        away = -away if uniform(state, data, 2, np.int64(first < half)) else away
+        away = -away if uniform(memory, data, 2, np.int64(first < half)) else away
     first = half + away
     if first < 0 or first > count:
-        state[DAMAGED] = 1
+        memory[DAMAGED] = 1
         return half
     return first
 

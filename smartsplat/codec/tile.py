@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from smartsplat.codec.attributes import Attributes, code_attributes
-from smartsplat.codec.coder import LARGEST, finish, information, is_canonical, new_coder
+from smartsplat.codec.coder import LARGEST, Coder
 from smartsplat.codec.positions import SIDE_LIMIT, code_positions
 from smartsplat.codec.quantize import QuantizedGaussians, Steps, dequantize, quantize
 from smartsplat.errors import StoreError
@@ -57,19 +57,19 @@ def encode_quantized(
         raise ValueError(f"means beyond {SIDE_LIMIT} cells cannot be written")
     middle = int(np.median(values.areas >> values.precisions))
     data = np.empty(1024 + _BYTES_A_VALUE * count * (6 + values.colors.shape[1]), np.uint8)
-    state = new_coder(data, decodes=False)
-    order = code_positions(state, data, quantized.cells, extents)
+    coder = Coder(data, decodes=False)
+    order = code_positions(coder, quantized.cells, extents)
 
     def tell(quantity: str) -> None:
         if ended is not None:
-            ended(quantity, information(state))
+            ended(quantity, coder.information())
 
     tell("position")
     ordered = Attributes(**{name: getattr(values, name)[order] for name in Attributes.__slots__})
     cells = quantized.cells[order]
-    code_attributes(state, data, cells, extents, ordered, middle=middle, turns=steps.turns, ended=tell)
+    code_attributes(coder, cells, extents, ordered, middle=middle, turns=steps.turns, ended=tell)
     header = [_varint(number) for number in (count, *extents.tolist(), _zigzag(middle))]
-    return b"".join(header) + finish(state, data)
+    return b"".join(header) + coder.finish()
 
 
 def decode_tile(
@@ -113,10 +113,10 @@ def decode_quantized(data: bytes, steps: Steps, *, bands: int, max_count: int) -
     if extents.min() < 1 or extents.max() > SIDE_LIMIT or middle > LARGEST:
         raise StoreError(f"the stream claims {extents[0]} x {extents[1]} cells: out of range")
     coded = np.frombuffer(data, np.uint8)[at:].copy()
-    state = new_coder(coded, decodes=True)
-    code_positions(state, coded, cells, extents)
-    code_attributes(state, coded, cells, extents, values, middle=_unzigzag(middle), turns=steps.turns)
-    if not is_canonical(state, coded) or (cells.max(axis=0) + 1 != extents).any():
+    coder = Coder(coded, decodes=True)
+    code_positions(coder, cells, extents)
+    code_attributes(coder, cells, extents, values, middle=_unzigzag(middle), turns=steps.turns)
+    if not coder.is_canonical() or (cells.max(axis=0) + 1 != extents).any():
         raise StoreError("the stream is damaged: these are not the bytes that its content is written as")
     return found
 
