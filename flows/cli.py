@@ -41,6 +41,8 @@ app.add_typer(bench)
 SourceArgument = Annotated[Path, typer.Argument(help="Image file: TIFF, PNG, JPEG, WebP, ...", metavar="SOURCE")]
 SceneArgument = Annotated[Path, typer.Argument(help="Scene folder.", metavar="SCENE")]
 Ratio = Annotated[float | None, typer.Option(help="Raw bytes over bytes on disk: a promise.  [default: 100]")]
+Bytes = Annotated[str | None, typer.Option("--bytes", help="Most bytes on disk, e.g. 500K, instead of a ratio.")]
+Bpp = Annotated[float | None, typer.Option("--bpp", help="Most bits on disk for each pixel, instead of a ratio.")]
 Count = Annotated[int | None, typer.Option("--gaussians", help="Number of Gaussians, instead of a ratio.")]
 Preset = Annotated[str, typer.Option(help="draft, standard or best (paper: the published recipe).")]
 Tile = Annotated[int | None, typer.Option(help="Side of a tile, px.  [default: 512]")]
@@ -65,6 +67,8 @@ def compress_command(
     source: SourceArgument,
     scene: SceneArgument,
     ratio: Ratio = None,
+    max_bytes: Bytes = None,
+    bits_per_pixel: Bpp = None,
     gaussians: Count = None,
     preset: Preset = "standard",
     tile: Tile = None,
@@ -84,7 +88,16 @@ def compress_command(
 ) -> None:
     """Compress SOURCE into SCENE. An unfinished scene is resumed, a finished one left alone."""
     with _exit_codes():
-        config = _config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
+        config = _config(
+            preset,
+            ratio=ratio,
+            max_bytes=max_bytes,
+            bits_per_pixel=bits_per_pixel,
+            gaussians=gaussians,
+            tile=tile,
+            halo=halo,
+            seed=seed,
+        )
         resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
         policy = _policy(on_failure, most=max_failures, fit_seconds=fit_timeout)
         arguments: dict[str, Any] = {"config": config, "resources": resources, "policy": policy, "keep_work": keep_work}
@@ -108,6 +121,8 @@ def compress_command(
 def plan(
     source: SourceArgument,
     ratio: Ratio = None,
+    max_bytes: Bytes = None,
+    bits_per_pixel: Bpp = None,
     gaussians: Count = None,
     preset: Preset = "standard",
     tile: Tile = None,
@@ -122,7 +137,16 @@ def plan(
 ) -> None:
     """Show what compressing SOURCE would do: tiles, counts, phases, memory. Writes nothing."""
     with _exit_codes():
-        config = _config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
+        config = _config(
+            preset,
+            ratio=ratio,
+            max_bytes=max_bytes,
+            bits_per_pixel=bits_per_pixel,
+            gaussians=gaussians,
+            tile=tile,
+            halo=halo,
+            seed=seed,
+        )
         resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
         from pipeline.compress import usable_cores
         from pipeline.plan import plan_scene
@@ -432,12 +456,10 @@ def _fail(error: SmartsplatError, code: int) -> None:
     raise typer.Exit(code) from None
 
 
-def _config(
-    preset: str, *, ratio: float | None, gaussians: int | None, tile: int | None, halo: int | None, seed: int
-) -> SceneConfig:
-    from flows.settings import scene_config
+def _config(preset: str, *, max_bytes: str | None = None, **settings: Any) -> SceneConfig:
+    from flows.settings import parse_bytes, scene_config
 
-    return scene_config(preset, ratio=ratio, gaussians=gaussians, tile=tile, halo=halo, seed=seed)
+    return scene_config(preset, max_bytes=None if max_bytes is None else parse_bytes(max_bytes), **settings)
 
 
 def _resources(

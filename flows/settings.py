@@ -46,12 +46,14 @@ def scene_config(
     preset: str,
     *,
     ratio: float | None = None,
+    max_bytes: int | None = None,
+    bits_per_pixel: float | None = None,
     gaussians: int | None = None,
     tile: int | None = None,
     halo: int | None = None,
     seed: int = 0,
 ) -> SceneConfig:
-    """Return the settings of a preset with those given on top; without ratio and count, a ratio of 100.
+    """Return the settings of a preset with those given on top; without a size or a count, a ratio of 100.
 
     Raises
     ------
@@ -68,9 +70,10 @@ def scene_config(
         values["tile"] = tile
     side = values.get("tile", SceneConfig(count=1).tile)
     values["halo"] = values.get("halo", default_halo(side)) if halo is None else halo
-    if ratio is None and gaussians is None:
+    if ratio is max_bytes is bits_per_pixel is gaussians is None:
         ratio = DEFAULT_RATIO
-    return SceneConfig.from_dict({**values, "nominal_ratio": ratio, "count": gaussians, "seed": seed})
+    size = {"nominal_ratio": ratio, "max_bytes": max_bytes, "bits_per_pixel": bits_per_pixel, "count": gaussians}
+    return SceneConfig.from_dict({**values, **size, "seed": seed})
 
 
 def parse_bytes(text: str) -> int:

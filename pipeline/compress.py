@@ -120,6 +120,8 @@ def compress(
     scene: str | Path,
     *,
     ratio: float | None = None,
+    max_bytes: int | None = None,
+    bits_per_pixel: float | None = None,
     gaussians: int | None = None,
     config: SceneConfig | None = None,
     resources: Resources | None = None,
@@ -136,11 +138,13 @@ def compress(
     scene
         Folder to make.
     ratio
-        Raw bytes over bytes of the scene: a promise. 100 if neither this nor `gaussians` nor `config` is given.
+        Raw bytes over bytes of the scene: a promise. 100 if none of this and the next four is given.
+    max_bytes, bits_per_pixel
+        The promise in bytes of the scene, or in bits for each pixel of the image, instead.
     gaussians
         Number of Gaussians instead.
     config
-        All settings, instead of the two above.
+        All settings, instead of those above.
     resources
         What the run may use.
     policy
@@ -173,10 +177,15 @@ def compress(
     True
     """
     if config is None:
-        default = 100 if gaussians is None else None
-        config = SceneConfig(nominal_ratio=default if ratio is None else ratio, count=gaussians)
-    elif ratio is not None or gaussians is not None:
-        raise ConfigError("give either a config, or a ratio or a number of Gaussians")
+        nothing = ratio is max_bytes is bits_per_pixel is gaussians is None
+        config = SceneConfig(
+            nominal_ratio=100 if nothing else ratio,
+            max_bytes=max_bytes,
+            bits_per_pixel=bits_per_pixel,
+            count=gaussians,
+        )
+    elif not ratio is max_bytes is bits_per_pixel is gaussians is None:
+        raise ConfigError("give either a config, or a ratio, bytes, bits per pixel or a number of Gaussians")
     preparation = prepare(
         source, Path(scene), config=config, resources=resources or Resources(), policy=policy or DEFAULT_POLICY
     )

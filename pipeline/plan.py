@@ -191,7 +191,7 @@ def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources,
             f"both sides must be at least {SMALLEST_SIDE} px"
         )
     grid = grid_of(source, config)
-    byte_budget = None if config.nominal_ratio is None else math.floor(source.raw_bytes / config.nominal_ratio)
+    byte_budget = config.byte_budget(pixels=source.height * source.width, raw_bytes=source.raw_bytes)
     count = config.count if byte_budget is None else count_for_budget(source, grid, byte_budget=byte_budget)
     assert count is not None
     if count > source.height * source.width:

@@ -111,7 +111,7 @@ def _stages(scene: Scene, failures: dict[str, dict[str, str]]) -> list[_Stage]:
     sweeps = len(passes)
     ledgers = {"ingest": "strips", "survey": "survey", "sample": "state-0-reports"}
     ledgers |= {stage_name(k, passes): f"state-{k}-reports" for k in range(1, sweeps + 1)}
-    rated = scene.manifest.config.nominal_ratio is not None
+    rated = scene.manifest.config.is_rated
     ledgers |= {"rate": "shape-rates"} if rated else {}
     ledgers |= {SETTLE: f"state-{sweeps + 1}-reports"}
     ledgers |= {"rate of colors": "color-rates"} if rated else {}
@@ -170,7 +170,7 @@ def _phase(scene: Scene, stage: _Stage) -> int | None:
 def _outlook(scene: Scene, stages: list[_Stage], record: RunRecord | None) -> tuple[float, float | None]:
     """Return the share of the work that is done, and how long the rest takes at the pace of the run, s."""
     manifest = scene.manifest
-    rated = manifest.config.nominal_ratio is not None
+    rated = manifest.config.is_rated
     parts = run_parts(manifest.passes, scene.grid, count=manifest.count, rated=rated)
     total = sum(part.work for part in parts)
     done = sum(float(stage.done.mean()) * _work_of(parts, stage.name) for stage in stages)

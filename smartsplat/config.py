@@ -184,9 +184,11 @@ class SceneConfig:
     Parameters
     ----------
     nominal_ratio
-        Raw bytes of the image over bytes of the finished scene: a promise. Give this or `count`.
+        Raw bytes of the image over bytes of the finished scene: a promise.
+    max_bytes, bits_per_pixel
+        The same promise, said in bytes of the scene, or in bits for each pixel of the image, whatever its bands.
     count
-        Number of Gaussians, whatever they cost in bytes.
+        Number of Gaussians, whatever they cost in bytes. Of these four, one is given.
     tile, halo
         Side of a tile's core and width of its context, px.
     seed
@@ -195,7 +197,7 @@ class SceneConfig:
     Raises
     ------
     ConfigError
-        If a value is out of range, or not exactly one of `nominal_ratio` and `count` is given.
+        If a value is out of range, or not exactly one of the first four is given.
 
     Examples
     --------
@@ -206,6 +208,8 @@ class SceneConfig:
     """
 
     nominal_ratio: float | None = None
+    max_bytes: int | None = None
+    bits_per_pixel: float | None = None
     count: int | None = None
     tile: int = 512
     halo: int = 64
@@ -215,14 +219,33 @@ class SceneConfig:
     codec: CodecConfig = field(default_factory=CodecConfig)
 
     def __post_init__(self) -> None:
-        if (self.nominal_ratio is None) == (self.count is None):
-            raise ConfigError("give either a ratio or a number of Gaussians, not both and not neither")
+        given = [self.nominal_ratio, self.max_bytes, self.bits_per_pixel, self.count]
+        if sum(value is not None for value in given) != 1:
+            raise ConfigError(
+                "give either a ratio, bytes, bits per pixel or a number of Gaussians, not several, not none"
+            )
         if self.nominal_ratio is not None:
             _require(1 < self.nominal_ratio < 1e9, f"ratio {self.nominal_ratio} must lie between 1 and 1e9")
             object.__setattr__(self, "nominal_ratio", float(self.nominal_ratio))
+        if self.max_bytes is not None:
+            _require(self.max_bytes >= 1, f"{self.max_bytes} bytes: at least one is needed")
+        if self.bits_per_pixel is not None:
+            _require(0 < self.bits_per_pixel < math.inf, f"{self.bits_per_pixel} bits per pixel must be positive")
+            object.__setattr__(self, "bits_per_pixel", float(self.bits_per_pixel))
         if self.count is not None:
             _require(self.count >= 1, f"{self.count} Gaussians: at least one is needed")
         _require(self.seed >= 0, f"seed {self.seed} must not be negative")
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether bytes are promised."""
+        return self.count is None
+
+    def byte_budget(self, *, pixels: int, raw_bytes: int) -> int | None:
+        """Return the most bytes of a scene of an image of this size; None if none are promised."""
+        if self.nominal_ratio is not None:
+            return math.floor(raw_bytes / self.nominal_ratio)
+        return math.floor(pixels * self.bits_per_pixel / 8) if self.bits_per_pixel is not None else self.max_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values, ready for JSON."""

@@ -152,7 +152,7 @@ class _System:
     damping: float
     weight: Any
     change: Any
-    fixed: int
+    fixed: int = 0
 
     def product(self, vectors: Any) -> Any:
         """Return ``J^T W J vectors``."""
