@@ -378,6 +378,8 @@ def _differences(path: Path, manifest: Manifest, plan: ScenePlan) -> str:
     differing = [f"{difference} now" for difference in manifest.config.differences(plan.config)]
     if not _same_image(manifest, plan.source):
         differing.insert(0, f"source: {manifest.source_name}, and another image now")
+    if not differing:
+        differing.append("defaults of another version of smartsplat")
     state = "finished" if manifest.complete else "unfinished"
     return (
         f"{path}: holds a scene ({state}) made with other settings: {'; '.join(differing)}. "

@@ -23,7 +23,7 @@ _LEAST_AIM, _MOST_AIM = 0.975, 0.985
 _FOLDER_BYTES = 1 << 14
 """What a file system takes for the folders of a scene."""
 
-METADATA_BYTES = 2500
+METADATA_BYTES = 1800
 """Usual bytes of a scene's own JSON: three small files."""
 
 TILE_OVERHEAD_BYTES = 32

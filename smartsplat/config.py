@@ -251,9 +251,24 @@ class SceneConfig:
         """Return the settings as plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
+    def to_changes(self) -> dict[str, Any]:
+        """Return what `from_dict` needs: all that is not the default, and the grid.
+
+        Examples
+        --------
+        >>> SceneConfig(nominal_ratio=50, fit=FitConfig(stages=6)).to_changes()
+        {'nominal_ratio': 50.0, 'tile': 512, 'halo': 64, 'fit': {'stages': 6}}
+        """
+        values, defaults = self.to_dict(), SceneConfig(count=1).to_dict() | {"count": None}
+        changes = {name: value for name, value in values.items() if value != defaults[name] or name in ("tile", "halo")}
+        for part in ("sampling", "fit", "codec"):
+            if part in changes:
+                changes[part] = {name: value for name, value in values[part].items() if value != defaults[part][name]}
+        return changes
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SceneConfig:
-        """Return the settings `to_dict` wrote.
+        """Return the settings `to_dict` or `to_changes` wrote.
 
         Raises
         ------

@@ -134,7 +134,8 @@ class Manifest:
     def to_attributes(self) -> dict[str, Any]:
         """Return the group's attributes, with a checksum over all of them."""
         values = {"format": SCENE_FORMAT, **dataclasses.asdict(self)}
-        values |= {"shape": list(self.shape), "degraded": list(self.degraded)}
+        # Settings of which this version has the same default are left out: in a small scene their bytes count.
+        values |= {"config": self.config.to_changes(), "shape": list(self.shape), "degraded": list(self.degraded)}
         return {_ATTRIBUTE: {**values, "checksum": digest_of(values)}}
 
     @classmethod
