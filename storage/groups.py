@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def disk_errors(path: Path | str) -> Generator[None]:
-    """Turn a full disk, and a place that cannot be written, into errors that say what to do."""
+    """Turn a full disk, a place that cannot be written, and a file that vanishes into errors that say what to do."""
     try:
         yield
     except OSError as error:
@@ -48,6 +48,11 @@ def disk_errors(path: Path | str) -> Generator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
             raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+        if error.errno == errno.ENOENT:
+            raise StoreError(
+                f"{path}: a file vanished while it was written, {error.filename}; "
+                "if nothing else works on this scene, run the same command again"
+            ) from error
         raise
 
 

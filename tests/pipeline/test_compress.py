@@ -40,7 +40,7 @@ def made_here(tmp_path_factory, photo, write_tiff, quick, serial, files) -> tupl
     """An image, settings for a scene of it, and the bytes that it is in this process, on one thread."""
     folder = tmp_path_factory.mktemp("here")
     source = write_tiff(folder / "a.tif", photo("flower", 60, 150))
-    config = quick(nominal_ratio=5.75, tile=32, halo=4)
+    config = quick(nominal_ratio=7.25, tile=32, halo=4)
     compress(source, folder / "a.zarr", config=config, resources=serial)
     return source, config, files(folder / "a.zarr")
 

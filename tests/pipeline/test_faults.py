@@ -530,7 +530,7 @@ def bench(tmp_path_factory, photo, write_tiff, quick, serial, files) -> Iterator
     """An image of three strips, its scene of 2 x 3 tiles in two shards, with every kind of pass."""
     folder = tmp_path_factory.mktemp("faults")
     source = write_tiff(folder / "a.tif", photo("china", 70, 100))
-    config = quick(nominal_ratio=4.5, tile=48, halo=6)
+    config = quick(nominal_ratio=6.0, tile=48, halo=6)
     with pytest.MonkeyPatch.context() as patch, zarr.config.set({"async.concurrency": 1}):
         for module in ("pipeline.ingest", "storage.pixels"):
             patch.setattr(f"{module}.STRIP_HEIGHT", STRIP)
