@@ -26,7 +26,7 @@ _FOLDER_BYTES = 1 << 14
 METADATA_BYTES = 1800
 """Usual bytes of a scene's own JSON: three small files."""
 
-TILE_OVERHEAD_BYTES = 32
+TILE_OVERHEAD_BYTES = 40
 """Bytes of a tile apart from its Gaussians: the stream's header, and what it costs to learn what they are like."""
 
 STRIPS_AT_ONCE = 2
@@ -236,7 +236,7 @@ def usual_bits(bands: int) -> float:
 
     Of three bands, two are chroma and take less.
     """
-    return 26.5 + (8.5 if bands == 3 else 4.5 * bands)
+    return 27.5 + (9.0 if bands == 3 else 4.5 * bands)
 
 
 def byte_aim(byte_budget: int) -> float:

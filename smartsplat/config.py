@@ -169,7 +169,7 @@ class CodecConfig:
     area_step: float = 0.54
     aspect_step: float = 0.54
     rotation_step: float = 0.45
-    color_step: float = 2.0
+    color_step: float = 1.6
 
     def __post_init__(self) -> None:
         _whole_to_float(self)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from smartsplat.codec import priors
 from smartsplat.codec.coder import DAMAGED, NODES, Coder, Integers, Models, integer, tree, uniform
 from smartsplat.codec.positions import find_neighbors
 
@@ -114,11 +115,12 @@ def code_attributes(
     ended("position")
 
 
-_PRECISIONS = Models(8, 9, 6, nodes=NODES)
-_AREAS = Models(8 * 6, 9, 10, nodes=NODES)
-_FIRST_COLORS, _OTHER_COLORS = Models(8 * 9, 9, 3 * 8, nodes=NODES), Models(7 * 3, 8 * 7, 9 * 5, nodes=NODES)
-_ASPECTS = Models(8, 9, 8, nodes=NODES)
-_ROTATIONS = Models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS)
+_PRECISIONS = Models(8, 9, 6, nodes=NODES, usual=priors.PRECISION)
+_AREAS = Models(8 * 6, 9, 10, nodes=NODES, usual=priors.AREA)
+_FIRST_COLORS = Models(8 * 9, 9, 3 * 8, nodes=NODES, usual=priors.FIRST_COLOR)
+_OTHER_COLORS = Models(7 * 3, 8 * 7, 9 * 5, nodes=NODES, usual=priors.OTHER_COLOR)
+_ASPECTS = Models(8, 9, 8, nodes=NODES, usual=priors.ASPECT)
+_ROTATIONS = Models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS, usual=priors.ROTATION)
 
 
 @_jit

@@ -263,11 +263,15 @@ class Models:
         How many there are of each of the `CONTEXTS` kinds.
     nodes
         Different bits in each.
+    usual
+        How often each is 1, in 256ths, as far as that is known: what the probabilities begin with.
     """
 
-    def __init__(self, *contexts: int, nodes: int) -> None:
+    def __init__(self, *contexts: int, nodes: int, usual: tuple[int, ...]) -> None:
         assert len(contexts) == CONTEXTS
-        unknown = np.tile(np.array([1 << 15, 0], np.int64), sum(contexts) * nodes)
-        self.fresh = np.concatenate([unknown, np.full(nodes * CONTEXTS, _WEIGHT, np.int64)])
+        begin = np.tile(np.array([1 << 15, 1], np.int64), nodes)
+        begin[: 2 * len(usual) : 2] = np.array(usual) << 8
+        probabilities = np.tile(begin, sum(contexts))
+        self.fresh = np.concatenate([probabilities, np.full(nodes * CONTEXTS, _WEIGHT, np.int64)])
         first, second, _ = (_STATE + 2 * nodes * int(before) for before in np.cumsum(contexts))
-        self.starts = np.array([_STATE, first, second, _STATE + len(unknown)], np.int64)
+        self.starts = np.array([_STATE, first, second, _STATE + len(probabilities)], np.int64)

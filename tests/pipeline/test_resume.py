@@ -272,7 +272,7 @@ def unfinished(whole, tiny, tmp_path_factory, walk) -> Unfinished:
             ("sweep 4: insert", "insert_one", 4): "half of the tiles inserted",
             ("sweep 5: 2 pairs at 1/4, phase 1", "fit_one", 1): "the sweep after an insertion begun",
             ("sweep 6: 4 pairs, phase 3", "fit_one", 2): "a sweep half done",
-            ("settle, phase 3", "fit_one", 2): "half settled",
+            ("settle, phase 3", "settle_one", 2): "half settled",
         }.get((name.split(",")[0] if "insert" in name else name, function, begun.count(function)))
         if moment:
             keep(moment)
@@ -365,7 +365,7 @@ def test_damage_to_a_chunk_of_an_unfinished_scene_is_repaired_whenever_and_where
     states = {f"state-{sweep}{part}" for sweep in range(2, 8) for part in ("", "-reports")}
     rates = {"shape-rates", "color-rates"}
     pixels = {"pixels", "pixels-4", "strips"}
-    assert harmed == pixels | {"survey"} | states | candidates | rates | {"encoded", "gaussians", "tiles"}
+    assert harmed == pixels | {"survey", "error"} | states | candidates | rates | {"encoded", "gaussians", "tiles"}
 
 
 @pytest.mark.slow
