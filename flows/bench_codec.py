@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,13 +334,17 @@ def _results(codec: Codec, pixels: Pixels, *, low: float, high: float) -> list[d
 def _sweep(
     encode: Callable[[Pixels, float], bytes], codec: Codec, pixels: Pixels, *, low: float, high: float
 ) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
     height, width = pixels.shape[:2]
+
+    def bits_of(data: bytes) -> float:
+        return bits_per_pixel(len(data), height, width)
+
+    rows: list[dict[str, Any]] = []
     least = low
-    for setting in codec.settings:
+    first = bisect_left(codec.settings, low, key=lambda setting: bits_of(encode(pixels, setting)))
+    for setting in codec.settings[first:]:
         data = bytes(encode(pixels, setting))
-        bits = bits_per_pixel(len(data), height, width)
-        if bits < least:
+        if (bits := bits_of(data)) < least:
             continue
         quality = quality_dict(score(pixels, codec.decode(data), peak=255))
         rows.append({"setting": setting, "bytes": len(data), "bits_per_pixel": bits, **quality})

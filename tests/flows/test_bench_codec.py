@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from flows.bench_codec import AT_BITS, bd_rate, codec, compared, compressed, halved, plot_codec, psnr_at, summary
+from flows import bench_codec
+from flows.bench_codec import AT_BITS, bd_rate, codec, compared, halved, plot_codec, psnr_at, stream_values, summary
 from flows.settings import scene_config
 from pipeline.plan import Resources
 from smartsplat.errors import ConfigError
 from smartsplat.metrics import score
+from storage.scene import Scene
 
 SERIAL = Resources(executor="serial", workers=1)
 CODECS = ["JPEG", "WebP", "JPEG 2000", "AVIF 4:2:0", "AVIF 4:4:4", "JPEG XL"]
@@ -92,7 +94,7 @@ def test_halving_is_a_box_filter(height, width):
 
 
 def test_bytes_of_a_scene_are_all_accounted_for(photo_file, tmp_path):
-    row = compressed(photo_file, tmp_path, config=scene_config("draft", ratio=12), resources=SERIAL)
+    row = bench_codec.compressed(photo_file, tmp_path, config=scene_config("draft", ratio=12), resources=SERIAL)
     assert row["ratio"] == 12
     assert 1 <= row["over_nominal"] < 1.1
     assert row["bytes"] == row["stream_bytes"] + row["other_bytes"]
@@ -105,6 +107,13 @@ def test_bytes_of_a_scene_are_all_accounted_for(photo_file, tmp_path):
     assert row["added_share"] == pytest.approx(row["added_seconds"] / row["fit_seconds"])
     assert min(row["encode_rate"], row["decode_rate"], row["fullest_tile_ms"]) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_streams_measured_are_those_on_the_disk(compressed):
+    scene = Scene.open(compressed[0])
+    (shard,) = (path for path in (compressed[0] / "gaussians").iterdir() if path.name != "zarr.json")
+    around = len(scene.grid) * (4 + 16) + 4  # checksums, and an index with its own
+    assert stream_values(scene)["stream_bytes"] == shard.stat().st_size - around
 
 
 def test_images_of_another_kind_are_refused(tmp_path):
@@ -136,13 +145,15 @@ def test_codecs_are_held_against_each_other_at_real_bytes(big_photo, tmp_path):
         assert all(row["bits_per_pixel"] == 8 * row["bytes"] / (160 * 200) for row in rows)
         assert rows[-1]["psnr"] > rows[0]["psnr"]
     one = found["references"]["WebP"][-1]
-    pixels = halved(np.asarray(Image.open(big_photo)))
+    with Image.open(big_photo) as picture:
+        pixels = halved(np.asarray(picture))
     data = imagecodecs.webp_encode(pixels, level=one["setting"], method=6, lossless=False)
     assert len(data) == one["bytes"]
     assert score(pixels, imagecodecs.webp_decode(data), peak=255).psnr == one["psnr"]
     assert [row["codec"] for row in summary([found, found])] == CODECS
     plot_codec(found, tmp_path / "plot.png")
-    assert Image.open(tmp_path / "plot.png").width > 1000
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width > 1000
 
 
 def test_the_command_writes_all_of_it(smartsplat, photo_file, tmp_path):
