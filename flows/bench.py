@@ -116,7 +116,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for (preset, _), members in groups.items():
         means: dict[str, Any] = {
-            name: _mean([row[name] for row in members])
+            name: known_mean([row[name] for row in members])
             for name in ("psnr", "ssim", "ms_ssim", "seconds", "seconds_per_megapixel")
         }
         ratio, images = members[0]["ratio"], len(members)
@@ -227,6 +227,7 @@ def _values(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of those values that are known; None if none is."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None

@@ -415,6 +415,56 @@ def bench_pipeline(
         _print_columns(f"{image}; raw: the tool alone; idle: share of time without a job", columns, rows)
 
 
+@bench.command(name="codec")
+def bench_codec_command(
+    images: Annotated[list[Path], typer.Argument(help="8-bit images of three bands.", metavar="IMAGES...")],
+    ratios: Annotated[str | None, typer.Option(help="To compress at.  [default: 0.05 to 0.4 bits per pixel]")] = None,
+    halve: Annotated[bool, typer.Option("--halve", help="Use means of 2 x 2 px: the marks of JPEG go.")] = False,
+    preset: Preset = "standard",
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder for codec.json and a plot for each image.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compress IMAGES, and show what that takes and is worth beside JPEG, WebP, JPEG 2000, AVIF and JPEG XL.
+
+    All sizes are those of whole files. BD rates are percent more bits at the same PSNR between 0.05 and 0.3 bits per
+    pixel, negative where scenes are smaller; those of streams leave out what a scene takes beside its tiles' streams.
+    """
+    with _exit_codes():
+        from flows import bench as benches
+        from flows import bench_codec
+        from flows.plots import new_figure
+        from flows.settings import parse_numbers
+
+        if output is not None:
+            new_figure()  # refused now rather than after the first image
+            output.mkdir(parents=True, exist_ok=True)
+        wanted = parse_numbers(ratios) or list(bench_codec.RATIOS)
+        found: dict[str, Any] = {"preset": preset, "seed": seed, "halved": halve, "ratios": wanted, "images": []}
+        for image in bench_codec.codec(
+            images,
+            ratios=wanted,
+            preset=preset,
+            halve=halve,
+            resources=_resources(executor, workers=workers, scheduler=None, memory=None, engine="auto"),
+            seed=seed,
+            progress=_progress(),
+        ):
+            found["images"].append(image)
+            found["means"] = bench_codec.summary(found["images"])
+            if output is not None:
+                benches.write_json(output / "codec.json", found)
+                bench_codec.plot_codec(image, output / f"{len(found['images'])}-{Path(image['image']).stem}.png")
+            if not as_json:
+                _print_codec(image)
+        if as_json:
+            _print_json(found)
+        elif len(images) > 1:
+            _print_against("means over the images", found["means"])
+
+
 @bench.command(name="engine")
 def bench_engine(as_json: Json = False) -> None:
     """Time the engine's operators, forward and backward, at 1 and 16 megapixels."""
@@ -504,6 +554,38 @@ def _print_columns(title: str, columns: Sequence[str], rows: list[dict[str, Any]
 
     shown = [[_value_text(name, row[name]) for name in columns] for row in rows]
     print_columns(title, [name.replace("_", " ") for name in columns], shown)
+
+
+def _print_codec(image: dict[str, Any]) -> None:
+    title, fits = f"{image['image']}, {image['width']} x {image['height']} px", image["fits"]
+    for ratio, why in image["refused"].items():
+        print(f"ratio {ratio}: {why}", file=sys.stderr)
+    if fits:
+        columns = ("ratio", "bytes", "bits_per_pixel", "psnr", "ms_ssim", "quantisation_loss")
+        _print_columns(f"{title}: scenes", columns, fits)
+        columns = ("ratio", "over_nominal", "gaussians", "other_bytes", "fit_seconds", "added_share")
+        _print_columns(f"{title}: costs, of time beside that of the fit", columns, fits)
+        columns = ("ratio", "encode_rate", "decode_rate", "fullest_tile_ms")
+        speeds = [row | {name: round(row[name]) for name in ("encode_rate", "decode_rate")} for row in fits]
+        _print_columns(f"{title}: Gaussians a second, on one thread", columns, speeds)
+        ratios = [f"{row['ratio']:g}" for row in fits]
+        bits = [{"all": row["bits_per_gaussian"], **row["bits"]} for row in fits]
+        quantities = [
+            {"quantity": name, **{ratio: round(each[name], 2) for ratio, each in zip(ratios, bits, strict=True)}}
+            for name in bits[0]
+        ]
+        _print_columns(f"{title}: bits a Gaussian, by ratio", ("quantity", *ratios), quantities)
+    _print_against(title, image["against"])
+
+
+def _print_against(title: str, rows: list[dict[str, Any]]) -> None:
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        rates = {"bd_rate": row["bd_rate"], "streams": row["bd_rate_streams"]}
+        percents = {name: None if value is None else round(value, 1) for name, value in rates.items()}
+        gains = {bits: None if value is None else round(value, 2) for bits, value in row["gains"].items()}
+        shown.append({"codec": row["codec"], **percents, **gains})
+    _print_columns(f"{title}: BD rate in percent, and dB at the same bits per pixel", list(shown[0]), shown)
 
 
 def _print_json(values: dict[str, Any]) -> None:
