@@ -39,7 +39,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def tiny(quick) -> SceneConfig:
     """2 x 3 tiles of the image of `whole`, so few Gaussians that there are blocks of tiles."""
-    return quick(nominal_ratio=6.75, tile=48, halo=6)
+    return quick(nominal_ratio=6.0, tile=48, halo=6)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from storage.scene import Scene
 @pytest.fixture(scope="module")
 def tiny(quick) -> SceneConfig:
     """2 x 3 tiles of `source`."""
-    return quick(nominal_ratio=6.75, tile=48, halo=6)
+    return quick(nominal_ratio=6.0, tile=48, halo=6)
 
 
 @pytest.fixture
