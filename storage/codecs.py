@@ -27,7 +27,7 @@ CODEC_NAME = "smartsplat.gaussians"
 class GaussiansCodec(ArrayBytesCodec):
     """Array-to-bytes codec for chunks ``(1, 1, capacity, 5 + C)`` of Gaussians; NaN rows are padding.
 
-    Lossy once: what comes back is quantised, in Morton order, and encodes to the same bytes again.
+    Lossy once: what comes back is quantised, in the order of its boxes, and encodes to the same bytes again.
 
     Parameters
     ----------
