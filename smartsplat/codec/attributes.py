@@ -23,7 +23,7 @@ _WIDE = 4  # nor areas so many coarsest steps from the middle
 _ANGLE_BITS = 16
 LOW_TURNS = 16
 HIGHEST_PRECISION = 12
-_LONGEST_ASPECT = 1 << 16  # in coarsest steps; nothing that is written comes near
+LONGEST_ASPECT = 1 << 16  # in coarsest steps; nothing that is written comes near
 _TREE_BITS = 4  # of a rotation, coded with probabilities; the rest is as good as random
 
 # Where a value goes from one context to the next; those of averages in 16ths.
@@ -224,7 +224,7 @@ def _code_aspects(memory, data, starts, neighbors, weights, precisions, areas, a
         second = starts[1] + 2 * NODES * _limited(areas[i])
         third = starts[2] + 2 * NODES * (average if neighbors[i, 0] >= 0 else 7)
         coarse[i] = integer(memory, data, first, second, third, starts[3], False, aspects[i] >> precision)
-        if coarse[i] > _LONGEST_ASPECT:
+        if coarse[i] >= LONGEST_ASPECT:
             memory[DAMAGED], coarse[i] = 1, 0
         aspects[i] = _refined(memory, data, coarse[i], precision, aspects[i])
 
