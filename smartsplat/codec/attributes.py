@@ -123,7 +123,7 @@ _ROTATIONS = Models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS)
 
 @_jit
 def rotation_bits(aspect, precision, turns):  # type: ignore[no-untyped-def]
-    """Return the bits of a rotation: none for a round Gaussian, else one more for each of `turns` that it is as long as.
+    """Return the bits of a rotation: none for a round one, else one more for each of `turns` that it is as long as.
 
     `turns` are aspects in 65536ths of the coarsest step; the first `LOW_TURNS` stand for bits below 0, which count
     where a high precision adds to them.
