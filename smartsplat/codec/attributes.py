@@ -24,7 +24,7 @@ _WIDE = 4  # nor areas so many coarsest steps from the middle
 _ANGLE_BITS = 16
 LOW_TURNS = 16
 HIGHEST_PRECISION = 12
-_LONGEST_ASPECT = 1 << 16  # in coarsest steps; nothing that is written comes near
+LONGEST_ASPECT = 1 << 16  # in coarsest steps; nothing that is written comes near
 _TREE_BITS = 4  # of a rotation, coded with probabilities; the rest is as good as random
 
 # Where a value goes from one context to the next; those of averages in 16ths.
@@ -125,7 +125,7 @@ _ROTATIONS = Models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS, usual=prior
 
 @_jit
 def rotation_bits(aspect, precision, turns):  # type: ignore[no-untyped-def]
-    """Return the bits of a rotation: none for a round Gaussian, else one more for each of `turns` that it is as long as.
+    """Return the bits of a rotation: none for a round one, else one more for each of `turns` that it is as long as.
 
     `turns` are aspects in 65536ths of the coarsest step; the first `LOW_TURNS` stand for bits below 0, which count
     where a high precision adds to them.
@@ -226,7 +226,7 @@ def _code_aspects(memory, data, starts, neighbors, weights, precisions, areas, a
         second = starts[1] + 2 * NODES * _limited(areas[i])
         third = starts[2] + 2 * NODES * (average if neighbors[i, 0] >= 0 else 7)
         coarse[i] = integer(memory, data, first, second, third, starts[3], False, aspects[i] >> precision)
-        if coarse[i] > _LONGEST_ASPECT:
+        if coarse[i] >= LONGEST_ASPECT:
             memory[DAMAGED], coarse[i] = 1, 0
         aspects[i] = _refined(memory, data, coarse[i], precision, aspects[i])
 

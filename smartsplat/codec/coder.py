@@ -76,6 +76,7 @@ class Coder:
         if decodes:
             for place in range(4):
                 self.memory[CODE] = self.memory[CODE] << 8 | (int(data[place]) if place < len(data) else 0)
+            self.memory[DAMAGED] = self.memory[CODE] == _WORD
 
     def learn(self, probabilities: Integers) -> None:
         """Give it new probabilities, in the place of those it had."""
@@ -155,7 +156,12 @@ def uniform(memory, data, size, value):  # type: ignore[no-untyped-def]
     parts, total = ((size - 1) >> shift) + 1, np.int64(0)
     while shift >= 0:
         step = memory[RANGE] // parts
-        part = min(memory[CODE] // step, parts - 1) if memory[DECODES] else (value >> shift) - (total << _FINEST)
+        if memory[DECODES]:
+            part = memory[CODE] // step
+            if part >= parts:  # in what the division leaves
+                memory[DAMAGED], part = 1, parts - 1
+        else:
+            part = (value >> shift) - (total << _FINEST)
         _narrow(memory, data, part * step, step)
         total = total << _FINEST | part
         parts = np.int64(1) << _FINEST
@@ -238,6 +244,8 @@ def integer(memory, data, first, second, third, weights, signed, value):  # type
     if more:
         top = np.int64(1) << length
         least += uniform(memory, data, top, size - _UNARY + 1 - top) + top - 1
+    if least >= LARGEST:
+        memory[DAMAGED] = 1
     return -least if negative else least
 
 

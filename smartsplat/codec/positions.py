@@ -154,7 +154,7 @@ def find_neighbors(cells, extents, neighbors, weights):  # type: ignore[no-untyp
     for axis in range(axes):
         volume *= extents[axis]
     side = np.int64(1)
-    while side**axes * count < volume:
+    while side**axes * max(count, 1) < volume:
         side *= 2
     shape = np.empty(axes, np.int64)
     total = 1

@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smartsplat.codec.attributes import HIGHEST_PRECISION, LOW_TURNS, PLACE_LAG, Attributes, all_rotation_bits
+from smartsplat.codec.attributes import (
+    HIGHEST_PRECISION,
+    LONGEST_ASPECT,
+    LOW_TURNS,
+    PLACE_LAG,
+    Attributes,
+    all_rotation_bits,
+)
 from smartsplat.codec.coder import LARGEST, Integers
 from smartsplat.config import CodecConfig
 from smartsplat.errors import ConfigError
@@ -28,7 +35,6 @@ _LUMA_CHROMA = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2]
 _AREA_EXPONENT = -0.4
 _AREA_LIMIT = 80.0
 _ASPECT_LIMIT = 40.0
-_COLOR_LIMIT = float(1 << 40)
 _TURNS = 40
 _ON_GRID = 5e-7  # of the coarsest step: how far float32 may take an area from its grid
 _COLOR_SHARE = 0.7  # of an error's tolerance, for one band's color beside that for each number of a shape
@@ -148,26 +154,25 @@ def quantize(gaussians: Gaussians, steps: Steps, *, precisions: Integers | None 
         if len(values) and np.abs(values).max() >= LARGEST:
             raise ValueError(f"a {what} is {np.abs(values).max():.3g} steps from 0: too many to be written")
     places = means.astype(np.int64)
-    return QuantizedGaussians(
-        cells=places >> lag[:, None],
-        attributes=Attributes(
-            precisions=precisions,
-            areas=areas.astype(np.int64),
-            aspects=aspects,
-            rotations=np.minimum(np.floor((turns - np.floor(turns)) * bins), bins - 1).astype(np.int64),
-            colors=colors.astype(np.int64),
-            places=places & ((1 << lag) - 1)[:, None],
-        ),
+    values = Attributes(
+        precisions=precisions,
+        areas=areas.astype(np.int64),
+        aspects=aspects,
+        rotations=np.minimum(np.floor((turns - np.floor(turns)) * bins), bins - 1).astype(np.int64),
+        colors=colors.astype(np.int64),
+        places=places & ((1 << lag) - 1)[:, None],
     )
+    if not are_in_range(values, steps):
+        raise ValueError("a scale is too large or too small to be written")
+    return QuantizedGaussians(cells=places >> lag[:, None], attributes=values)
 
 
 def dequantize(quantized: QuantizedGaussians, steps: Steps, *, origin: tuple[int, int] = (0, 0)) -> Gaussians:
     """Return the Gaussians that the integers stand for: a cell's centre, a bin's middle."""
     values = quantized.attributes
     fineness = np.ldexp(1.0, values.precisions.astype(np.int32))
-    # Limits only bite on streams nobody wrote: they keep damaged values finite.
-    areas = np.clip((values.areas + 0.5) / fineness * steps.area, -_AREA_LIMIT, _AREA_LIMIT)
-    half_aspect = 0.5 * np.clip(values.aspects / fineness * steps.aspect, 0, _ASPECT_LIMIT)
+    areas = (values.areas + 0.5) / fineness * steps.area
+    half_aspect = 0.5 * values.aspects / fineness * steps.aspect
     bins = np.ldexp(1.0, all_rotation_bits(values.aspects, values.precisions, steps.turns).astype(np.int32))
     lag = np.maximum(values.precisions - PLACE_LAG, 0).astype(np.int32)
     return Gaussians(
@@ -179,6 +184,19 @@ def dequantize(quantized: QuantizedGaussians, steps: Steps, *, origin: tuple[int
         ),
         origin=origin,
     )
+
+
+def are_in_range(values: Attributes, steps: Steps) -> bool:
+    """Return whether shapes can be written, and are finite as float32."""
+    fineness = np.ldexp(1.0, values.precisions.astype(np.int32))
+    areas, aspects = (values.areas + 0.5) / fineness, values.aspects / fineness
+    within = (
+        (np.abs(areas * steps.area) <= _AREA_LIMIT)
+        & (aspects * steps.aspect <= _ASPECT_LIMIT)
+        & (np.abs(areas) < LARGEST / 2)
+        & (aspects < LONGEST_ASPECT)
+    )
+    return bool(within.all())
 
 
 def requantized(gaussians: Gaussians, steps: Steps, *, precisions: Integers | None = None) -> Gaussians:
@@ -210,8 +228,7 @@ def _log_areas(gaussians: Gaussians) -> NDArray[np.float64]:
 
 
 def _color_steps(log_areas: NDArray[np.float64], steps: Steps) -> NDArray[np.float64]:
-    relative = np.clip(log_areas, -_AREA_LIMIT, _AREA_LIMIT) - 2 * math.log(steps.base_scale)
-    return steps.color * np.exp(_AREA_EXPONENT * relative)[:, None]
+    return steps.color * np.exp(_AREA_EXPONENT * (log_areas - 2 * math.log(steps.base_scale)))[:, None]
 
 
 def _decorrelation(bands: int) -> NDArray[np.float64]:

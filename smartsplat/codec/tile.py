@@ -9,7 +9,7 @@ import numpy as np
 from smartsplat.codec.attributes import Attributes, code_attributes
 from smartsplat.codec.coder import LARGEST, Coder
 from smartsplat.codec.positions import SIDE_LIMIT, code_positions
-from smartsplat.codec.quantize import QuantizedGaussians, Steps, dequantize, quantize
+from smartsplat.codec.quantize import QuantizedGaussians, Steps, are_in_range, dequantize, quantize
 from smartsplat.errors import StoreError
 from smartsplat.gaussians import Gaussians
 
@@ -55,7 +55,7 @@ def encode_quantized(
     values, extents = quantized.attributes, quantized.cells.max(axis=0) + 1
     if extents.max() > SIDE_LIMIT:
         raise ValueError(f"means beyond {SIDE_LIMIT} cells cannot be written")
-    middle = int(np.median(values.areas >> values.precisions))
+    middle = _middle(values)
     data = np.empty(1024 + _BYTES_A_VALUE * count * (6 + values.colors.shape[1]), np.uint8)
     coder = Coder(data, decodes=False)
     order = code_positions(coder, quantized.cells, extents)
@@ -87,7 +87,11 @@ def decode_tile(
     StoreError
         If the stream is not one that `encode_tile` writes.
     """
-    return dequantize(decode_quantized(data, steps, bands=bands, max_count=max_count), steps, origin=origin)
+    with np.errstate(over="ignore", invalid="ignore"):  # steps come from outside, too
+        found = dequantize(decode_quantized(data, steps, bands=bands, max_count=max_count), steps, origin=origin)
+    if not found.is_finite():
+        raise StoreError("the stream is damaged, or its steps are: not all of its numbers are finite")
+    return found
 
 
 def decode_quantized(data: bytes, steps: Steps, *, bands: int, max_count: int) -> QuantizedGaussians:
@@ -115,10 +119,17 @@ def decode_quantized(data: bytes, steps: Steps, *, bands: int, max_count: int) -
     coded = np.frombuffer(data, np.uint8)[at:].copy()
     coder = Coder(coded, decodes=True)
     code_positions(coder, cells, extents)
-    code_attributes(coder, cells, extents, values, middle=_unzigzag(middle), turns=steps.turns)
-    if not coder.is_canonical() or (cells.max(axis=0) + 1 != extents).any():
+    middle = _unzigzag(middle)
+    code_attributes(coder, cells, extents, values, middle=middle, turns=steps.turns)
+    as_written = coder.is_canonical() and middle == _middle(values) and (cells.max(axis=0) + 1 == extents).all()
+    if not (as_written and are_in_range(values, steps)):
         raise StoreError("the stream is damaged: these are not the bytes that its content is written as")
     return found
+
+
+def _middle(values: Attributes) -> int:
+    """Return the median of the areas in coarsest steps; the lower one if there are two."""
+    return int(np.sort(values.areas >> values.precisions)[(len(values.areas) - 1) // 2])
 
 
 def _varint(value: int) -> bytes:
