@@ -275,10 +275,10 @@ class Models:
         How often each is 1, in 256ths, as far as that is known: what the probabilities begin with.
     """
 
-    def __init__(self, *contexts: int, nodes: int, usual: tuple[int, ...]) -> None:
+    def __init__(self, *contexts: int, nodes: int, usual: tuple[int, ...] = ()) -> None:
         assert len(contexts) == CONTEXTS
         begin = np.tile(np.array([1 << 15, 1], np.int64), nodes)
-        begin[: 2 * len(usual) : 2] = np.array(usual) << 8
+        begin[: 2 * len(usual) : 2] = np.array(usual, np.int64) << 8
         probabilities = np.tile(begin, sum(contexts))
         self.fresh = np.concatenate([probabilities, np.full(nodes * CONTEXTS, _WEIGHT, np.int64)])
         first, second, _ = (_STATE + 2 * nodes * int(before) for before in np.cumsum(contexts))
