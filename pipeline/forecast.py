@@ -17,7 +17,7 @@ from smartsplat.schedule import FitPass, InsertPass
 
 _VISIT = 2.0  # pairs that reading, measuring and writing a tile are worth
 _INGEST, _SURVEY, _SAMPLE, _INSERT, _EVALUATE = 0.3, 0.9, 1.3, 0.1, 1.5  # pairs over each pixel
-_RATE, _COLOR_RATE, _ENCODE = 280.0, 360.0, 15.0  # pair-pixels for each Gaussian
+_RATE, _COLOR_RATE, _ENCODE = 150.0, 100.0, 15.0  # pair-pixels for each Gaussian
 
 EVALUATE = "evaluate"
 """Name of the one stage that keeps no ledger: a resumed run does all of it again."""

@@ -325,7 +325,10 @@ BAD_SETTINGS = {
     "ratio of one": (("--ratio", "1"), "ratio 1.0 must lie between 1 and"),
     "ratio of zero": (("--ratio", "0"), "ratio 0.0 must lie between 1 and"),
     "no number": (("--ratio", "nan"), "ratio nan must lie between 1 and"),
-    "ratio and number": (("--ratio", "9", "--gaussians", "100"), "either a ratio, bytes, bits per pixel or a number of Gaussians"),
+    "ratio and number": (
+        ("--ratio", "9", "--gaussians", "100"),
+        "either a ratio, bytes, bits per pixel or a number of Gaussians",
+    ),
     "too many Gaussians": (("--gaussians", "1000000"), "more than one a pixel; use --gaussians"),
     "no Gaussians": (("--gaussians", "0"), "at least one is needed"),
     "halo beyond the tile": (("--tile", "64", "--halo", "65"), "halo 65 is larger than tile 64; use --halo 12"),
