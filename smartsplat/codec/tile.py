@@ -39,7 +39,7 @@ def encode_tile(gaussians: Gaussians, steps: Steps) -> bytes:
     ...     colors=np.array([[0.5, 0.25, 0.125]]),
     ... )
     >>> decoded = decode_tile(encode_tile(one, steps), steps, bands=3, max_count=10)
-    >>> np.abs(decoded.means - one.means).max() < 0.125
+    >>> bool(np.abs(decoded.means - one.means).max() < 0.125)
     True
     """
     return encode_quantized(quantize(gaussians, steps), steps)
