@@ -6,10 +6,9 @@ the fit as it is; then, once colors have settled on the quantised shapes, a fact
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-
-import math
 
 import numpy as np
 

@@ -78,7 +78,7 @@ def _recheck_fit(scene: Scene, work: zarr.Group, latest: int) -> int:
 
 
 def _lacks_shape_rates(scene: Scene, work: zarr.Group) -> bool:
-    """Return whether the fit's error is not known, or tiles have yet to be measured as they were before they settled."""
+    """Return whether the fit's error is not known, or tiles were not all measured before they settled."""
     needed = [ERROR, SHAPE_RATES] if scene.manifest.config.is_rated else [ERROR]
     return not all(has_array(work, name) and Ledger.open(work, name).done().all() for name in needed)
 

@@ -259,7 +259,8 @@ class SceneConfig:
         >>> SceneConfig(nominal_ratio=50, fit=FitConfig(stages=6)).to_changes()
         {'nominal_ratio': 50.0, 'tile': 512, 'halo': 64, 'fit': {'stages': 6}}
         """
-        values, defaults = self.to_dict(), SceneConfig(count=1).to_dict() | {"count": None}
+        values = self.to_dict()
+        defaults: dict[str, Any] = SceneConfig(count=1).to_dict() | {"count": None}
         changes = {name: value for name, value in values.items() if value != defaults[name] or name in ("tile", "halo")}
         for part in ("sampling", "fit", "codec"):
             if part in changes:
