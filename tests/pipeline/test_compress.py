@@ -107,6 +107,18 @@ def test_the_ratio_is_kept_and_its_bytes_are_used(
     assert report.measured_ratio == pixels.nbytes / size
 
 
+def test_bytes_and_bits_per_pixel_are_promises_too(tmp_path, photo, write_tiff, serial):
+    source = write_tiff(tmp_path / "a.tif", photo("china", 160, 200))
+    for size in ({"max_bytes": 6000}, {"bits_per_pixel": 1.5}):
+        scene = tmp_path / f"{next(iter(size))}.zarr"
+        report = compress(source, scene, resources=serial, **size)
+        assert 0.95 * 6000 <= report.nbytes == size_of(scene) <= 6000
+    with pytest.raises(ConfigError, match="not several"):
+        compress(source, tmp_path / "c.zarr", ratio=4, max_bytes=6000)
+    with pytest.raises(ConfigError, match="config, or"):
+        compress(source, tmp_path / "c.zarr", bits_per_pixel=1, config=SceneConfig(count=9))
+
+
 def test_more_bytes_give_a_better_image(tmp_path, photo, write_tiff, quick, serial):
     source = write_tiff(tmp_path / "a.tif", photo("flower", 160, 160))
     psnrs: list[float] = []

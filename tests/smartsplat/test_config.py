@@ -75,6 +75,19 @@ def test_settings_survive_plain_values_and_json(config):
     read = SceneConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert read == config
     assert read.digest == config.digest
+    changes = json.loads(json.dumps(config.to_changes()))
+    assert SceneConfig.from_dict(changes) == config
+    assert {"tile", "halo"} <= set(changes)
+
+
+@pytest.mark.parametrize(
+    ("size", "budget"), [({"nominal_ratio": 8}, 750), ({"max_bytes": 700}, 700), ({"bits_per_pixel": 1.1}, 275)]
+)
+def test_a_size_is_said_as_a_ratio_in_bytes_or_in_bits_per_pixel(size, budget):
+    config = SceneConfig(**size)
+    assert config.is_rated
+    assert config.byte_budget(pixels=2000, raw_bytes=6000) == budget
+    assert SceneConfig(count=3).byte_budget(pixels=2000, raw_bytes=6000) is None
 
 
 @given(configs, configs)

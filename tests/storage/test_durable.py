@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from smartsplat.errors import StoreError
 from storage.durable import sync_tree
-from storage.groups import create_array, create_group
+from storage.groups import create_array, create_group, disk_errors
 
 
 @pytest.fixture
@@ -80,3 +81,10 @@ def test_a_tree_is_synced_with_all_files_and_folders_but_those_left_out(tmp_path
     sync_tree(tmp_path, without="work")
     synced = [path.relative_to(tmp_path) for _, path in events]
     assert sorted(map(str, synced)) == [".", "a", "b", "b/c", "b/work", "b/work/d"]
+
+
+def test_a_file_that_vanishes_while_it_is_written_is_named_with_the_way_out(tmp_path):
+    gone = tmp_path / "c.0.0.partial"
+    says = r"a\.zarr: a file vanished .*c\.0\.0\.partial.* run the same command again"
+    with pytest.raises(StoreError, match=says), disk_errors("a.zarr"):
+        gone.replace(tmp_path / "c.0.0")

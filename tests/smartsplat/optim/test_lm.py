@@ -57,7 +57,7 @@ def weight_of(kind, shape, rng):
     return to_planes(np.float32(weight < 0.7 if kind == "holes" else weight)[..., None])[0]
 
 
-def run(own, target, *, shape, weight=None, pairs=25, damping=0.1):
+def run(own, target, *, shape, weight=None, pairs=25, damping=0.1, fixed=0):
     return levenberg_marquardt(
         own,
         target,
@@ -66,6 +66,7 @@ def run(own, target, *, shape, weight=None, pairs=25, damping=0.1):
         bounds=bounds_for(own, shape),
         pairs=pairs,
         damping=damping,
+        fixed=fixed,
     )
 
 
@@ -109,6 +110,19 @@ def test_losses_never_rise_and_end_with_the_state_that_is_returned(
     assert (fitted.gaussians.means < np.float32(shape)).all()
     assert (fitted.gaussians.scales >= np.float32(MIN_SCALE)).all()
     assert (fitted.gaussians.scales <= np.float32(MAX_SCALE)).all()
+
+
+@given(seeds, st.sampled_from(["ordinary", "needles", "mixed"]), st.integers(1, 40))
+@few
+def test_fixed_means_stay_to_the_bit_while_all_else_is_fitted(gaussians_of, seed, family, count):
+    shape, rng = (30, 37), np.random.default_rng(seed)
+    own = kept(gaussians_of(seed, count, family=family, shape=shape), shape)
+    target = noise(shape, 3, rng)
+    fitted = run(own, target, shape=shape, fixed=lm.MEAN_COORDINATES)
+    np.testing.assert_array_equal(fitted.gaussians.means, own.means)
+    assert (np.diff(fitted.losses) < 0).all()
+    if len(fitted.losses) > 1:
+        assert (fitted.gaussians.scales != own.scales).any()
 
 
 @pytest.mark.parametrize("picture", [0.0, 1.0, 1e6, -1e6])
