@@ -68,7 +68,7 @@ def run_parts(passes: Sequence[FitPass | InsertPass], grid: TileGrid, *, count: 
     >>> [(part.name, round(part.work)) for part in run_parts([FitPass(pairs=8)], grid, count=10, rated=False)]
     ... # doctest: +NORMALIZE_WHITESPACE
     [('ingest', 6000), ('survey', 18000), ('sample', 26000), ('fit 1 of 1, 8 pairs, phase 1', 100000),
-     ('fit 1 of 1, 8 pairs, phase 2', 100000), ('settle, phase 1', 100000), ('settle, phase 2', 100000),
+     ('fit 1 of 1, 8 pairs, phase 2', 100000), ('settle, phase 1', 220000), ('settle, phase 2', 220000),
      ('encode', 150), ('evaluate', 30000)]
     """
     pixels = grid.height * grid.width

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,9 +66,13 @@ def test_the_halo_follows_the_tile_unless_given(tile):
     TileGrid(height=100, width=100, tile=tile, halo=config.halo)
 
 
-def test_ratio_and_number_exclude_each_other():
-    with pytest.raises(ConfigError, match="either a ratio or a number"):
-        scene_config("draft", ratio=10, gaussians=10)
+@pytest.mark.parametrize(
+    "sizes",
+    list(itertools.combinations([("ratio", 10), ("max_bytes", 900), ("bits_per_pixel", 1), ("gaussians", 10)], 2)),
+)
+def test_of_ratio_bytes_bits_and_number_there_is_only_one(sizes):
+    with pytest.raises(ConfigError, match="either a ratio, bytes, bits per pixel or a number"):
+        scene_config("draft", **dict(sizes))
 
 
 @pytest.mark.parametrize("values", [{"ratio": 0}, {"ratio": 1}, {"gaussians": 0}, {"seed": -1}])
