@@ -606,8 +606,11 @@ def test_a_power_cut_right_after_a_scene_is_finished_takes_nothing_of_it(seed, b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("examples", [10, pytest.param(250, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
-def test_after_any_faults_a_scene_ends_with_the_same_bytes_or_it_is_said_what_to_do(examples, bench):
+@pytest.mark.parametrize(
+    ("examples", "steps"),
+    [(10, 200), pytest.param(270, 5000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])],  # some end early
+)
+def test_after_any_faults_a_scene_ends_with_the_same_bytes_or_it_is_said_what_to_do(examples, steps, bench):
     bench.counts.clear()
     run_state_machine_as_test(
         lambda: Faults(bench),
@@ -622,7 +625,7 @@ def test_after_any_faults_a_scene_ends_with_the_same_bytes_or_it_is_said_what_to
     )
     counts = bench.counts
     print(dict(sorted(counts.items())))
-    assert counts["steps"] >= examples * STEPS_AN_EXAMPLE
+    assert counts["steps"] >= steps
     assert counts["finished"] >= examples, "to and fro without end would be no resuming"
     for fault in (Kill, PowerCut, FullDisk, SourceLost, SourceUnreadable, Poison, Decay):
         assert counts[fault.__name__] >= examples / 2, f"too little of {fault}"
