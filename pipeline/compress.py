@@ -176,15 +176,15 @@ def compress(
     >>> 4 <= report.measured_ratio <= 4.5
     True
     """
+    nothing = ratio is max_bytes is bits_per_pixel is gaussians is None
     if config is None:
-        nothing = ratio is max_bytes is bits_per_pixel is gaussians is None
         config = SceneConfig(
             nominal_ratio=100 if nothing else ratio,
             max_bytes=max_bytes,
             bits_per_pixel=bits_per_pixel,
             count=gaussians,
         )
-    elif not ratio is max_bytes is bits_per_pixel is gaussians is None:
+    elif not nothing:
         raise ConfigError("give either a config, or a ratio, bytes, bits per pixel or a number of Gaussians")
     preparation = prepare(
         source, Path(scene), config=config, resources=resources or Resources(), policy=policy or DEFAULT_POLICY

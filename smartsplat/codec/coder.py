@@ -20,12 +20,9 @@ _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 Integers = NDArray[np.int64]
 
-LOW, RANGE, AT, CODE, DECODES, DAMAGED, _STATE = range(7)
+LOW, RANGE, AT, CODE, DECODES, DAMAGED, FIRST = range(7)
 """Places in a coder's memory: its interval; bytes written, or passed over; the number read, less `LOW`; whether it
-reads; whether something was read that no encoder writes. Behind them are the probabilities it learns."""
-
-FIRST = _STATE
-"""Where what it learns begins."""
+reads; whether something was read that no encoder writes; the first of the probabilities it learns."""
 
 _WORD, _TOP = (1 << 32) - 1, 1 << 24
 _FINEST = 12  # bits of the longest step of `uniform`
@@ -71,7 +68,7 @@ class Coder:
 
     def __init__(self, data: NDArray[np.uint8], *, decodes: bool) -> None:
         self.data = data
-        self.memory = np.zeros(_STATE, np.int64)
+        self.memory = np.zeros(FIRST, np.int64)
         self.memory[RANGE], self.memory[DECODES] = _WORD, decodes
         if decodes:
             for place in range(4):
@@ -80,7 +77,7 @@ class Coder:
 
     def learn(self, probabilities: Integers) -> None:
         """Give it new probabilities, in the place of those it had."""
-        self.memory = np.concatenate([self.memory[:_STATE], probabilities])
+        self.memory = np.concatenate([self.memory[:FIRST], probabilities])
 
     def finish(self) -> bytes:
         """Return what was written: with zeros after it, a number in the last interval."""
@@ -281,5 +278,5 @@ class Models:
         begin[: 2 * len(usual) : 2] = np.array(usual, np.int64) << 8
         probabilities = np.tile(begin, sum(contexts))
         self.fresh = np.concatenate([probabilities, np.full(nodes * CONTEXTS, _WEIGHT, np.int64)])
-        first, second, _ = (_STATE + 2 * nodes * int(before) for before in np.cumsum(contexts))
-        self.starts = np.array([_STATE, first, second, _STATE + len(probabilities)], np.int64)
+        first, second, _ = (FIRST + 2 * nodes * int(before) for before in np.cumsum(contexts))
+        self.starts = np.array([FIRST, first, second, FIRST + len(probabilities)], np.int64)
