@@ -7,9 +7,9 @@ import ctypes
 import itertools
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -118,52 +118,66 @@ class DaskExecutor:
         self._workers = workers
         self._scheduler = scheduler
         self._stack = contextlib.ExitStack()
-        self._client: Any = None
+        self._starting: Future[Any] | None = None
 
     def __enter__(self) -> Self:
-        from dask.config import set as set_dask_config
-        from distributed import Client, LocalCluster
-
-        logging.getLogger("distributed").setLevel(logging.ERROR)
-        with contextlib.ExitStack() as stack:
-            address: Any = self._scheduler
-            if address is None:
-                # Set before a worker starts, as its C library reads the environment once.
-                environment = set_dask_config(
-                    {"distributed.nanny.pre-spawn-environ": _ENVIRONMENT_BEFORE_START, **_WITHOUT_PROFILER}
-                )
-                with _interrupts_ignored(), environment:
-                    cluster = LocalCluster(
-                        n_workers=self._workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        host="127.0.0.1",
-                        dashboard_address="127.0.0.1:0",  # "" would listen on all interfaces, None on port 8787
-                        scheduler_kwargs={"dashboard": False},
-                        memory_limit=None,
-                        silence_logs=logging.ERROR,
-                        env={"NUMBA_NUM_THREADS": str(min(_THREADS_A_WORKER, self._workers)), **_WAIT_POLICY},
-                    )
-                address = stack.enter_context(cluster)
-            self._client = stack.enter_context(Client(address, set_as_default=False))
-            self._stack = stack.pop_all()
+        if self._scheduler is None:
+            # Beside whatever comes before the first job: staging the image takes no worker.
+            thread = ThreadPoolExecutor(1, thread_name_prefix="start-workers", initializer=_block_interrupts)
+            self._starting = thread.submit(self._start)
+            thread.shutdown(wait=False)
+        else:
+            self._starting = Future()
+            self._starting.set_result(self._connect(self._scheduler))
         return self
 
     def __exit__(self, *details: object) -> None:
+        assert self._starting is not None
+        wait([self._starting])  # its error, if any, was for those who had jobs
         self._stack.close()
+
+    def _start(self) -> Any:
+        """Return a client of a cluster of our own."""
+        from dask.config import set as set_dask_config
+        from distributed import LocalCluster
+
+        _quiet()
+        # Set before a worker starts, as its C library reads the environment once.
+        environment = {"distributed.nanny.pre-spawn-environ": _ENVIRONMENT_BEFORE_START, **_WITHOUT_PROFILER}
+        with set_dask_config(environment):
+            cluster = LocalCluster(
+                n_workers=self._workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # "" would listen on all interfaces, None on port 8787
+                scheduler_kwargs={"dashboard": False},
+                memory_limit=None,
+                silence_logs=logging.ERROR,
+                env={"NUMBA_NUM_THREADS": str(min(_THREADS_A_WORKER, self._workers)), **_WAIT_POLICY},
+            )
+        return self._connect(self._stack.enter_context(cluster))
+
+    def _connect(self, address: Any) -> Any:
+        from distributed import Client
+
+        _quiet()
+        return self._stack.enter_context(Client(address, set_as_default=False))
 
     def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
         """Yield each job's outcome as it ends."""
         from distributed import as_completed
 
+        assert self._starting is not None
+        client = self._starting.result()
         waiting = iter(enumerate(jobs))
         running: dict[Any, int] = {}
-        slots = _IN_FLIGHT_A_WORKER * max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
-        completed = as_completed(loop=self._client.loop)
+        slots = _IN_FLIGHT_A_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        completed = as_completed(loop=client.loop)
 
         def submit(count: int) -> None:
             for index, job in itertools.islice(waiting, count):
-                future = self._client.submit(_attempt, function, job, index, pure=False)
+                future = client.submit(_attempt, function, job, index, pure=False)
                 running[future] = index
                 completed.add(future)
 
@@ -171,27 +185,26 @@ class DaskExecutor:
         try:
             for future in completed:
                 index = running.pop(future)
-                outcome = Outcome(index=index, error=future.exception())
-                if outcome.error is None:
+                try:
                     outcome = future.result()
+                except Exception as error:  # its worker died, again and again
+                    outcome = Outcome(index=index, error=error)
                 future.release()
                 submit(1)
                 yield outcome
         finally:
-            self._client.cancel(list(running))
+            client.cancel(list(running))
 
 
-@contextlib.contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    """Let processes started here ignore Ctrl-C: a terminal sends it to them too, and it is ours to stop them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _quiet() -> None:
+    """Let Dask log errors alone; it sets its own levels when it is imported."""
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+
+
+def _block_interrupts() -> None:
+    """Let processes that this thread starts not see Ctrl-C: a terminal sends it to them too, and we stop them."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit it
 
 
 def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 
 import numpy as np
@@ -71,3 +72,23 @@ def test_writing_a_part_keeps_the_rest_of_its_chunk(stored):
     np.testing.assert_array_equal(np.asarray(array[:]), values)
     np.testing.assert_array_equal(np.asarray(zarr.open_array(folder)[:]), values)
     assert not list(folder.glob("*.partial"))
+
+
+def test_a_shard_of_fill_values_is_written_too(tmp_path):
+    group = create_group(tmp_path / "g", {})
+    create_array(group, "a", working=True, shape=(32, 48), dtype="uint8", fill_value=0, **SHARDED)
+    values = np.zeros((32, 48), np.uint8)
+    values[16:, 24:] = 7
+    open_array(group, "a", working=True)[:] = values
+    assert len(list((tmp_path / "g" / "a").glob("c.*"))) == 4
+    np.testing.assert_array_equal(np.asarray(zarr.open_array(tmp_path / "g" / "a")[:]), values)
+
+
+def test_a_shard_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
+    group = create_group(tmp_path / "g", {})
+    create_array(group, "a", working=True, shape=(16, 24), dtype="uint8", fill_value=0, **SHARDED)
+    array = open_array(group, "a", working=True)
+    (tmp_path / "g" / "a" / "c.0.0").mkdir()
+    with pytest.raises(OSError, match="directory") as raised:
+        array[:] = np.ones((16, 24), np.uint8)
+    assert raised.value.errno == errno.EISDIR
