@@ -164,7 +164,7 @@ def compressed(
                 if step.name == "rate":  # the last moment: settling drops the fit as it was
                     run = Run(
                         scene=Scene.open(preparation.path),
-                        plan=preparation.plan,
+                        first_plan=preparation.plan,
                         executor=executor,
                         progress=progress,
                         engine=resources.engine,

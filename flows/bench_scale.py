@@ -155,6 +155,7 @@ def pipeline(
         seconds: dict[str, float] = {}
         raw_read = [_seconds(lambda: _read_by_vips(source))]
         with WatchedExecutor(preparation.executor()) as executor:
+            list(executor.map(abs, [0]))  # workers start while the image is staged; here, each stage is to be alone
             for step in steps(preparation, executor, progress=progress or NoProgress()):
                 stage = step.name if step.stage == "encode" else step.stage  # which includes the rate control
                 executor.spans = spans.setdefault(stage, [])
@@ -162,7 +163,7 @@ def pipeline(
                 if step.stage == "ingest":
                     raw_read.append(_seconds(lambda: _read_by_vips(source)))
         encode_rate, decode_rate, scene_rate = _codec_rates(Scene.open(preparation.path))
-        count = Scene.open(preparation.path).manifest.count
+        count = Scene.open(preparation.path).manifest.gaussians
     read_rate = megabytes / float(np.mean(raw_read))
     rates = {
         "ingest": (megabytes, "MB/s", read_rate),

@@ -43,6 +43,7 @@ SceneArgument = Annotated[Path, typer.Argument(help="Scene folder.", metavar="SC
 Ratio = Annotated[float | None, typer.Option(help="Raw bytes over bytes on disk: a promise.  [default: 100]")]
 Bytes = Annotated[str | None, typer.Option("--bytes", help="Most bytes on disk, e.g. 500K, instead of a ratio.")]
 Bpp = Annotated[float | None, typer.Option("--bpp", help="Most bits on disk for each pixel, instead of a ratio.")]
+Psnr = Annotated[float | None, typer.Option("--psnr", help="dB to reach in as few bytes as it takes, not a ratio.")]
 Count = Annotated[int | None, typer.Option("--gaussians", help="Number of Gaussians, instead of a ratio.")]
 Preset = Annotated[str, typer.Option(help="draft, standard or best (paper: the published recipe).")]
 Tile = Annotated[int | None, typer.Option(help="Side of a tile, px.  [default: 512]")]
@@ -69,6 +70,7 @@ def compress_command(
     ratio: Ratio = None,
     max_bytes: Bytes = None,
     bits_per_pixel: Bpp = None,
+    psnr: Psnr = None,
     gaussians: Count = None,
     preset: Preset = "standard",
     tile: Tile = None,
@@ -93,6 +95,7 @@ def compress_command(
             ratio=ratio,
             max_bytes=max_bytes,
             bits_per_pixel=bits_per_pixel,
+            psnr=psnr,
             gaussians=gaussians,
             tile=tile,
             halo=halo,
@@ -123,6 +126,7 @@ def plan(
     ratio: Ratio = None,
     max_bytes: Bytes = None,
     bits_per_pixel: Bpp = None,
+    psnr: Psnr = None,
     gaussians: Count = None,
     preset: Preset = "standard",
     tile: Tile = None,
@@ -142,19 +146,23 @@ def plan(
             ratio=ratio,
             max_bytes=max_bytes,
             bits_per_pixel=bits_per_pixel,
+            psnr=psnr,
             gaussians=gaussians,
             tile=tile,
             halo=halo,
             seed=seed,
         )
         resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
-        from pipeline.compress import usable_cores
+        from pipeline.compress import count_for_psnr, usable_cores
         from pipeline.plan import plan_scene
         from smartsplat.render import resolve_engine
         from storage.source import read_info
 
         resolve_engine(engine)
-        planned = plan_scene(read_info(source), config, resources=resources, cores=usable_cores()).to_dict()
+        image, count = read_info(source), None
+        if config.psnr is not None:
+            count = count_for_psnr(image, config, resources=resources, progress=_progress())
+        planned = plan_scene(image, config, resources=resources, cores=usable_cores(), count=count).to_dict()
         _print_values("plan", planned, as_json=as_json)
 
 
@@ -176,7 +184,7 @@ def info(scene: SceneArgument, as_json: Json = False) -> None:
             "tile": manifest.grid.tile,
             "halo": manifest.grid.halo,
             "tiles": list(manifest.grid.shape),
-            "gaussians": manifest.count,
+            "gaussians": manifest.gaussians,
             "raw_bytes": manifest.raw_bytes,
             "bytes": opened.nbytes,
             "nominal_ratio": manifest.config.nominal_ratio,

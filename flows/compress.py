@@ -48,14 +48,16 @@ def compress_scene(
     -------
     See `SceneReport.to_dict`.
     """
+    progress = LineProgress()
     preparation = prepare(
         source,
         Path(scene),
         config=SceneConfig.from_dict(config),
         resources=Resources(**resources),
         policy=FailurePolicy(**(policy or {})),
+        progress=progress,
     )
-    report = execute(preparation, keep_work=keep_work, progress=LineProgress(), do=_as_task)
+    report = execute(preparation, keep_work=keep_work, progress=progress, do=_as_task)
     get_run_logger().info("%s: ratio %.1f, PSNR %s dB", scene, report.measured_ratio, report.quality.get("psnr"))
     return report.to_dict()
 

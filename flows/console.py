@@ -78,27 +78,28 @@ class LineProgress:
     """A plain line when a stage begins, every few seconds, and when it ends."""
 
     def __init__(self) -> None:
-        self._stage = ""
+        self._stage = self._note = ""
         self._total = self._done = 0
         self._started = self._printed = 0.0
         self._outlook = ""
 
     def start(self, stage: str, *, total: int, done: int) -> None:
         """Begin a stage."""
-        self._stage, self._total, self._done = stage, total, done
+        self._stage, self._note, self._total, self._done = stage, "", total, done
         self._started = self._printed = time.monotonic()
 
     def advance(self, note: str = "", *, jobs: int = 1) -> None:
         """Count, and say so now and then."""
+        self._note = note or self._note
         self._done += jobs
         if time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = time.monotonic()
-            self._say(note)
+            self._say(self._note)
 
     def finish(self) -> None:
         """Say how it ended, unless it failed: the error says that."""
         if self._done >= self._total:
-            self._say(f"{time.monotonic() - self._started:.1f} s")
+            self._say(f"{time.monotonic() - self._started:.1f} s  {self._note}".rstrip())
 
     def overall(self, share: float, *, seconds_left: float | None) -> None:
         """Remember it for the next line."""

@@ -48,6 +48,7 @@ def scene_config(
     ratio: float | None = None,
     max_bytes: int | None = None,
     bits_per_pixel: float | None = None,
+    psnr: float | None = None,
     gaussians: int | None = None,
     tile: int | None = None,
     halo: int | None = None,
@@ -70,9 +71,15 @@ def scene_config(
         values["tile"] = tile
     side = values.get("tile", SceneConfig(count=1).tile)
     values["halo"] = values.get("halo", default_halo(side)) if halo is None else halo
-    if ratio is max_bytes is bits_per_pixel is gaussians is None:
+    if ratio is max_bytes is bits_per_pixel is psnr is gaussians is None:
         ratio = DEFAULT_RATIO
-    size = {"nominal_ratio": ratio, "max_bytes": max_bytes, "bits_per_pixel": bits_per_pixel, "count": gaussians}
+    size = {
+        "nominal_ratio": ratio,
+        "max_bytes": max_bytes,
+        "bits_per_pixel": bits_per_pixel,
+        "psnr": psnr,
+        "count": gaussians,
+    }
     return SceneConfig.from_dict({**values, **size, "seed": seed})
 
 

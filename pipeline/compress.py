@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -13,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import encode, evaluate, ingest, insert, optimize, rate, sample
+from pipeline import encode, evaluate, ingest, insert, optimize, pilot, rate, sample
 from pipeline.executors import DaskExecutor, Executor, SerialExecutor
 from pipeline.jobs import DEFAULT_POLICY, FailurePolicy
 from pipeline.memory import MemoryWatch
@@ -122,6 +124,7 @@ def compress(
     ratio: float | None = None,
     max_bytes: int | None = None,
     bits_per_pixel: float | None = None,
+    psnr: float | None = None,
     gaussians: int | None = None,
     config: SceneConfig | None = None,
     resources: Resources | None = None,
@@ -138,9 +141,11 @@ def compress(
     scene
         Folder to make.
     ratio
-        Raw bytes over bytes of the scene: a promise. 100 if none of this and the next four is given.
+        Raw bytes over bytes of the scene: a promise. 100 if none of this and the next five is given.
     max_bytes, bits_per_pixel
         The promise in bytes of the scene, or in bits for each pixel of the image, instead.
+    psnr
+        dB to reach instead, in as few bytes as it takes; first a sample of the image is fitted a few times.
     gaussians
         Number of Gaussians instead.
     config
@@ -176,20 +181,27 @@ def compress(
     >>> 4 <= report.measured_ratio <= 4.5
     True
     """
-    nothing = ratio is max_bytes is bits_per_pixel is gaussians is None
+    nothing = ratio is max_bytes is bits_per_pixel is psnr is gaussians is None
     if config is None:
         config = SceneConfig(
             nominal_ratio=100 if nothing else ratio,
             max_bytes=max_bytes,
             bits_per_pixel=bits_per_pixel,
+            psnr=psnr,
             count=gaussians,
         )
     elif not nothing:
-        raise ConfigError("give either a config, or a ratio, bytes, bits per pixel or a number of Gaussians")
+        raise ConfigError("give either a config, or a ratio, bytes, bits per pixel, a PSNR or a number of Gaussians")
+    progress = progress or NoProgress()
     preparation = prepare(
-        source, Path(scene), config=config, resources=resources or Resources(), policy=policy or DEFAULT_POLICY
+        source,
+        Path(scene),
+        config=config,
+        resources=resources or Resources(),
+        policy=policy or DEFAULT_POLICY,
+        progress=progress,
     )
-    return execute(preparation, keep_work=keep_work, progress=progress or NoProgress(), do=lambda step: step.work())
+    return execute(preparation, keep_work=keep_work, progress=progress, do=lambda step: step.work())
 
 
 def execute(
@@ -251,15 +263,25 @@ def prepare(
     config: SceneConfig,
     resources: Resources,
     policy: FailurePolicy = DEFAULT_POLICY,
+    progress: Progress | None = None,
 ) -> Preparation:
-    """Return the plan and the state of its scene, having checked everything that can be before work starts."""
+    """Return the plan and the state of its scene, having checked everything that can be before work starts.
+
+    For a PSNR that includes the number of Gaussians it takes, found out with a sample unless the scene is there.
+    """
     if resources.engine != resolve_engine(resources.engine) == "cuda":
         logger.info("%s: worked out on the CUDA device (--engine cpu does without)", path)
-    plan = plan_scene(read_info(source), config, resources=resources, cores=usable_cores())
-    if not path.exists():
+    info = read_info(source)
+    manifest = Scene.open(path).manifest if path.exists() else None
+    if manifest is None:
         _check_place(path)
+    count = None
+    if config.psnr is not None:
+        count = manifest.count if manifest else count_for_psnr(info, config, resources=resources, progress=progress)
+    plan = plan_scene(info, config, resources=resources, cores=usable_cores(), count=count)
+    if manifest is None:
         return Preparation(path=path, plan=plan, resources=resources, policy=policy, exists=False, finished=False)
-    manifest = Scene.open(path).manifest
+    plan = dataclasses.replace(plan, rounds=manifest.rounds)
     if manifest.digest != plan.digest:
         raise ConfigError(_differences(path, manifest, plan))
     if not manifest.complete:
@@ -267,6 +289,46 @@ def prepare(
     return Preparation(
         path=path, plan=plan, resources=resources, policy=policy, exists=True, finished=manifest.complete
     )
+
+
+def count_for_psnr(
+    info: SourceInfo, config: SceneConfig, *, resources: Resources, progress: Progress | None = None
+) -> int:
+    """Return how many Gaussians an image takes to reach the PSNR of `config`, as far as a sample of it tells.
+
+    Raises
+    ------
+    BudgetError
+        If there is no such number.
+    """
+    assert config.psnr is not None
+    progress = progress or NoProgress()
+    alone = Resources(executor="serial", workers=resources.workers, memory=resources.memory, engine=resources.engine)
+    with tempfile.TemporaryDirectory(prefix="smartsplat-pilot-") as folder:
+        sampled = pilot.sample_image(info, Path(folder))
+
+        def measure(count: int) -> float:
+            progress.start(f"trial with {count} Gaussians for {sampled.pixels / 1e6:.2f} MP", total=1, done=0)
+            trial = dataclasses.replace(config, psnr=None, count=count)
+            prepared = prepare(sampled.path, Path(folder) / f"{count}.zarr", config=trial, resources=alone)
+            with prepared.executor() as executor:
+                run = begin(prepared, executor, progress=NoProgress())
+                for step in fit_steps(run, new=True):
+                    step.work()
+                psnr = evaluate.score_sweep(run, run.plan.last_sweep).psnr
+            if math.isnan(psnr):
+                raise ConfigError(f"{info.path}: no pixel has data, so there is no PSNR to be reached")
+            progress.advance(f"{psnr:.2f} dB")
+            progress.finish()
+            return psnr
+
+        return pilot.find_count(
+            measure,
+            target=config.psnr + rate.PSNR_LOSS,
+            sample=sampled,
+            pixels=info.height * info.width,
+            bands=info.bands,
+        )
 
 
 def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -> Run:
@@ -277,7 +339,7 @@ def begin(preparation: Preparation, executor: Executor, *, progress: Progress) -
         scene = Scene.create(preparation.path, _manifest(preparation.plan))
     return Run(
         scene=scene,
-        plan=preparation.plan,
+        first_plan=preparation.plan,
         executor=executor,
         progress=progress,
         engine=preparation.resources.engine,
@@ -295,6 +357,11 @@ def steps(preparation: Preparation, executor: Executor, *, progress: Progress) -
     ]
     return [
         *fit_steps(run, new=not preparation.exists),
+        *(
+            []
+            if plan.config.psnr is None
+            else [Step(name="further rounds", stage="fit", work=lambda: _further_rounds(run))]
+        ),
         Step(name="rate", stage="encode", work=lambda: rate.measure_shapes(run)),
         *settling,
         Step(name="rate of colors", stage="encode", work=lambda: rate.measure_colors(run)),
@@ -311,6 +378,12 @@ def fit_steps(run: Run, *, new: bool) -> list[Step]:
         Step(name="survey", stage="sample", work=lambda: sample.survey(run)),
         Step(name="sample", stage="sample", work=lambda: sample.sample(run)),
     ]
+    return [*found, *_sweep_steps(run)]
+
+
+def _sweep_steps(run: Run) -> list[Step]:
+    """Return the steps of the sweeps of the fit; those that are over do nothing."""
+    found: list[Step] = []
     for sweep, each in enumerate(run.plan.passes, start=1):
         if isinstance(each, InsertPass):
             work = partial(insert.insert, run, sweep, each)
@@ -320,6 +393,14 @@ def fit_steps(run: Run, *, new: bool) -> list[Step]:
             work = partial(optimize.fit_phase, run, sweep, each, color)
             found.append(Step(name=f"sweep {sweep}: {each}, phase {color + 1}", stage="fit", work=work))
     return found
+
+
+def _further_rounds(run: Run) -> None:
+    """Fit with more Gaussians, or with fewer, as long as it is too far from the PSNR asked for."""
+    while (count := rate.next_count(run)) is not None:
+        run.scene.update(rounds=(*run.plan.rounds, count))
+        for step in _sweep_steps(run):
+            step.work()
 
 
 def _report(
@@ -338,7 +419,7 @@ def _report(
         shape=manifest.shape,
         dtype=manifest.dtype,
         tiles=len(manifest.grid),
-        gaussians=manifest.count,
+        gaussians=manifest.gaussians,
         quality=manifest.quality or {},
         nbytes=nbytes,
         bits_per_pixel=8 * nbytes / (height * width),

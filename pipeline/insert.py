@@ -131,7 +131,7 @@ def _shared_out(run: Run, sweep: int, work: InsertPass) -> dict[TileId, Share]:
     group, grid = run.scene.work(), run.scene.grid
     scores, effects = (_Histograms(group, sweep, grid, part) for part in (0, 1))
     before = sum(int(histogram.sum()) for histogram in effects)
-    kept = share_top(effects, count=before - math.floor(work.dropped_share * before))
+    kept = share_top(effects, count=min(before - math.floor(work.dropped_share * before), work.count))
     added = share_top(scores, count=work.count - sum(kept))
     spread = shared_by_area(grid, count=work.count - sum(kept) - sum(added))
     return {tile: Share(kept=k, added=a, spread=s) for tile, k, a, s in zip(grid, kept, added, spread, strict=True)}

@@ -82,7 +82,9 @@ class ScenePlan:
     base_scale
         Px, see `smartsplat.budget.base_scale`.
     byte_budget
-        Most bytes of the finished scene; None if a number of Gaussians was asked for.
+        Most bytes of the finished scene; None if none are promised.
+    rounds
+        Gaussians after each further round of the fit, for a PSNR that it was too far from.
     executor, workers
         How it will run.
     memory
@@ -97,6 +99,7 @@ class ScenePlan:
     executor: str
     workers: int
     memory: dict[str, int]
+    rounds: tuple[int, ...] = ()
 
     @property
     def memory_bytes(self) -> int:
@@ -111,7 +114,7 @@ class ScenePlan:
     @property
     def passes(self) -> list[FitPass | InsertPass]:
         """What the fit does, in order; the first writes sweep 1."""
-        return schedule(self.config.fit, count=self.count, base_scale=self.base_scale)
+        return schedule(self.config.fit, count=self.count, base_scale=self.base_scale, rounds=self.rounds)
 
     def insertion_after(self, sweep: int) -> InsertPass | None:
         """Return the pass after `sweep`, if it is an insertion."""
@@ -148,6 +151,7 @@ class ScenePlan:
             "dtype": self.source.dtype,
             "raw_bytes": self.source.raw_bytes,
             "nominal_ratio": self.config.nominal_ratio,
+            "psnr": self.config.psnr,
             "byte_budget": self.byte_budget,
             "gaussians": self.count,
             "base_scale_px": round(self.base_scale, 3),
@@ -164,7 +168,9 @@ class ScenePlan:
         }
 
 
-def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources, cores: int) -> ScenePlan:
+def plan_scene(
+    source: SourceInfo, config: SceneConfig, *, resources: Resources, cores: int, count: int | None = None
+) -> ScenePlan:
     """Return the plan, or refuse what cannot work.
 
     Parameters
@@ -177,6 +183,8 @@ def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources,
         What the run may use.
     cores
         Of this machine.
+    count
+        Gaussians, where a PSNR is asked for (see `pipeline.pilot`).
 
     Raises
     ------
@@ -192,7 +200,10 @@ def plan_scene(source: SourceInfo, config: SceneConfig, *, resources: Resources,
         )
     grid = grid_of(source, config)
     byte_budget = config.byte_budget(pixels=source.height * source.width, raw_bytes=source.raw_bytes)
-    count = config.count if byte_budget is None else count_for_budget(source, grid, byte_budget=byte_budget)
+    if byte_budget is not None:
+        count = count_for_budget(source, grid, byte_budget=byte_budget)
+    elif config.count is not None:
+        count = config.count
     assert count is not None
     if count > source.height * source.width:
         raise BudgetError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,8 +30,8 @@ class Run:
     ----------
     scene
         Open for writing.
-    plan
-        What to do.
+    first_plan
+        What to do, before anything was added to it.
     executor, progress
         Where jobs run, and who watches.
     engine
@@ -40,11 +41,16 @@ class Run:
     """
 
     scene: Scene
-    plan: ScenePlan
+    first_plan: ScenePlan
     executor: Executor
     progress: Progress
     engine: str
     policy: FailurePolicy = DEFAULT_POLICY
+
+    @property
+    def plan(self) -> ScenePlan:
+        """What to do, with the rounds that the scene says were added to the fit."""
+        return dataclasses.replace(self.first_plan, rounds=self.scene.manifest.rounds)
 
     @property
     def normalization(self) -> Normalization:

@@ -171,7 +171,7 @@ def _outlook(scene: Scene, stages: list[_Stage], record: RunRecord | None) -> tu
     """Return the share of the work that is done, and how long the rest takes at the pace of the run, s."""
     manifest = scene.manifest
     rated = manifest.config.is_rated
-    parts = run_parts(manifest.passes, scene.grid, count=manifest.count, rated=rated)
+    parts = run_parts(manifest.passes, scene.grid, count=manifest.gaussians, rated=rated)
     total = sum(part.work for part in parts)
     done = sum(float(stage.done.mean()) * _work_of(parts, stage.name) for stage in stages)
     if record is None:

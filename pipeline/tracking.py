@@ -161,7 +161,7 @@ class TrackedProgress:
 @contextmanager
 def tracked(display: Progress, *, scene: Path, plan: ScenePlan) -> Generator[Progress]:
     """Yield a progress that keeps the record of a run; it is deleted when the run ends, well or with an error."""
-    parts = run_parts(plan.passes, plan.grid, count=plan.count, rated=plan.byte_budget is not None)
+    parts = run_parts(plan.passes, plan.grid, count=plan.count, rated=plan.config.is_rated)
     try:
         yield TrackedProgress(display, scene=scene, parts=parts)
     finally:

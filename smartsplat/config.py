@@ -11,6 +11,9 @@ from typing import Any
 
 from smartsplat.errors import ConfigError
 
+HIGHEST_PSNR = 55.0
+"""dB that can be asked for: rounding to 8 bits alone leaves 59."""
+
 LEVEL_FACTORS = (1, 2, 4, 8)
 """Sides, in px, that a pixel of a coarser level may have."""
 
@@ -187,8 +190,10 @@ class SceneConfig:
         Raw bytes of the image over bytes of the finished scene: a promise.
     max_bytes, bits_per_pixel
         The same promise, said in bytes of the scene, or in bits for each pixel of the image, whatever its bands.
+    psnr
+        dB that the finished scene is to reach, in as few bytes as it takes.
     count
-        Number of Gaussians, whatever they cost in bytes. Of these four, one is given.
+        Number of Gaussians, whatever they cost in bytes. Of these five, one is given.
     tile, halo
         Side of a tile's core and width of its context, px.
     seed
@@ -197,7 +202,7 @@ class SceneConfig:
     Raises
     ------
     ConfigError
-        If a value is out of range, or not exactly one of the first four is given.
+        If a value is out of range, or not exactly one of the first five is given.
 
     Examples
     --------
@@ -210,6 +215,7 @@ class SceneConfig:
     nominal_ratio: float | None = None
     max_bytes: int | None = None
     bits_per_pixel: float | None = None
+    psnr: float | None = None
     count: int | None = None
     tile: int = 512
     halo: int = 64
@@ -219,10 +225,10 @@ class SceneConfig:
     codec: CodecConfig = field(default_factory=CodecConfig)
 
     def __post_init__(self) -> None:
-        given = [self.nominal_ratio, self.max_bytes, self.bits_per_pixel, self.count]
+        given = [self.nominal_ratio, self.max_bytes, self.bits_per_pixel, self.psnr, self.count]
         if sum(value is not None for value in given) != 1:
             raise ConfigError(
-                "give either a ratio, bytes, bits per pixel or a number of Gaussians, not several, not none"
+                "give either a ratio, bytes, bits per pixel, a PSNR or a number of Gaussians, not several, not none"
             )
         if self.nominal_ratio is not None:
             _require(1 < self.nominal_ratio < 1e9, f"ratio {self.nominal_ratio} must lie between 1 and 1e9")
@@ -232,13 +238,16 @@ class SceneConfig:
         if self.bits_per_pixel is not None:
             _require(0 < self.bits_per_pixel < math.inf, f"{self.bits_per_pixel} bits per pixel must be positive")
             object.__setattr__(self, "bits_per_pixel", float(self.bits_per_pixel))
+        if self.psnr is not None:
+            _require(0 < self.psnr <= HIGHEST_PSNR, f"PSNR {self.psnr} dB must lie between 0 and {HIGHEST_PSNR}")
+            object.__setattr__(self, "psnr", float(self.psnr))
         if self.count is not None:
             _require(self.count >= 1, f"{self.count} Gaussians: at least one is needed")
         _require(self.seed >= 0, f"seed {self.seed} must not be negative")
 
     @property
     def is_rated(self) -> bool:
-        """Whether bytes are promised."""
+        """Whether tiles are measured before they are quantised, for bytes or a PSNR that is asked for."""
         return self.count is None
 
     def byte_budget(self, *, pixels: int, raw_bytes: int) -> int | None:

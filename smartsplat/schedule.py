@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smartsplat.config import LEVEL_FACTORS, FitConfig
@@ -68,7 +69,7 @@ class InsertPass:
     factor
         Of the level that the residual is taken at.
     count
-        Gaussians of the scene afterwards.
+        Gaussians of the scene afterwards; if there are more already, the weakest are dropped.
     scale
         Of the new ones, px.
     dropped_share
@@ -89,13 +90,18 @@ def start_count(config: FitConfig, count: int) -> int:
     return count if config.stages == 0 else min(count, max(1, round(config.start_fraction * count)))
 
 
-def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPass | InsertPass]:
+def schedule(
+    config: FitConfig, *, count: int, base_scale: float, rounds: Sequence[int] = ()
+) -> list[FitPass | InsertPass]:
     """Return the passes of a fit, in order.
 
     Parameters
     ----------
     count, base_scale
         Of the scene (see `smartsplat.budget.base_scale`).
+    rounds
+        Gaussians after each round that is added to the fit: a look at where they are needed and where not, an
+        insertion that leaves so many, and the last passes once more.
 
     Notes
     -----
@@ -127,6 +133,22 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
         passes.append(FitPass(pairs=config.stage_pairs))
         scale = _insert_scale(config, base_scale, 1)
         passes.append(InsertPass(factor=1, count=count, scale=scale, dropped_share=config.replaced_share))
+    passes += _last_passes(config)
+    for wanted in rounds:
+        scale = _insert_scale(config, base_scale, 1)
+        passes += [FitPass(pairs=config.stage_pairs), InsertPass(factor=1, count=wanted, scale=scale)]
+        passes += _last_passes(config)
+    # A visit that changes nothing may still be needed for what it leaves to an insertion.
+    return [
+        each
+        for each, following in zip(passes, [*passes[1:], None], strict=False)
+        if isinstance(each, InsertPass) or each.does_something or isinstance(following, InsertPass)
+    ]
+
+
+def _last_passes(config: FitConfig) -> list[FitPass | InsertPass]:
+    """Return the passes at full resolution that a fit ends with."""
+    passes: list[FitPass | InsertPass] = []
     for sweep, pairs in enumerate(config.final_pairs):
         passes += _coarse(config)
         last = sweep == len(config.final_pairs) - 1
@@ -140,12 +162,7 @@ def schedule(config: FitConfig, *, count: int, base_scale: float) -> list[FitPas
         )
     if config.adam_steps:
         passes.append(FitPass(adam_steps=config.adam_steps))
-    # A visit that changes nothing may still be needed for what it leaves to an insertion.
-    return [
-        each
-        for each, following in zip(passes, [*passes[1:], None], strict=False)
-        if isinstance(each, InsertPass) or each.does_something or isinstance(following, InsertPass)
-    ]
+    return passes
 
 
 def _stage_factor(config: FitConfig, base_scale: float) -> int:

@@ -87,8 +87,8 @@ class Manifest:
         What the scene was compressed with.
     digest
         Identity of config and source together.
-    count
-        Gaussians in the plan.
+    count, rounds
+        Gaussians that the fit was planned for, and those after each round that was added to it.
     normalization
         Known once the image has been read.
     arrays
@@ -113,6 +113,12 @@ class Manifest:
     quality: dict[str, float | None] | None = None
     complete: bool = False
     degraded: tuple[str, ...] = ()
+    rounds: tuple[int, ...] = ()
+
+    @property
+    def gaussians(self) -> int:
+        """How many there are, or will be."""
+        return self.rounds[-1] if self.rounds else self.count
 
     @property
     def grid(self) -> TileGrid:
@@ -124,7 +130,8 @@ class Manifest:
     def passes(self) -> list[FitPass | InsertPass]:
         """What the fit does, in order; the first writes sweep 1."""
         height, width, _ = self.shape
-        return schedule(self.config.fit, count=self.count, base_scale=base_scale(height, width, self.count))
+        scale = base_scale(height, width, self.count)
+        return schedule(self.config.fit, count=self.count, base_scale=scale, rounds=self.rounds)
 
     @property
     def raw_bytes(self) -> int:
@@ -136,6 +143,9 @@ class Manifest:
         values = {"format": SCENE_FORMAT, **dataclasses.asdict(self)}
         # Settings of which this version has the same default are left out: in a small scene their bytes count.
         values |= {"config": self.config.to_changes(), "shape": list(self.shape), "degraded": list(self.degraded)}
+        values.pop("rounds")
+        if self.rounds:
+            values["rounds"] = list(self.rounds)
         return {_ATTRIBUTE: {**values, "checksum": digest_of(values)}}
 
     @classmethod
@@ -161,12 +171,12 @@ class Manifest:
         del values["format"]
         height, width, bands = values.pop("shape")
         config, normalization = SceneConfig.from_dict(values.pop("config")), values.pop("normalization")
-        degraded = tuple(values.pop("degraded", ()))
+        lists = {name: tuple(values.pop(name, ())) for name in ("degraded", "rounds")}
         return cls(
             shape=(height, width, bands),
             config=config,
             normalization=None if normalization is None else Normalization(**normalization),
-            degraded=degraded,
+            **lists,
             **values,
         )
 

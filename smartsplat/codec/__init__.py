@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smartsplat.codec.quantize import Steps, requantized, suitable_precisions
+from smartsplat.codec.quantize import Steps, color_noise, requantized, suitable_precisions
 from smartsplat.codec.tile import FORMAT_VERSION, decode_tile, encode_tile
 
-__all__ = ["FORMAT_VERSION", "Steps", "decode_tile", "encode_tile", "requantized", "suitable_precisions"]
+__all__ = ["FORMAT_VERSION", "Steps", "color_noise", "decode_tile", "encode_tile", "requantized", "suitable_precisions"]

@@ -204,6 +204,16 @@ def requantized(gaussians: Gaussians, steps: Steps, *, precisions: Integers | No
     return dequantize(quantize(gaussians, steps, precisions=precisions), steps, origin=gaussians.origin)
 
 
+def color_noise(gaussians: Gaussians, steps: Steps) -> float:
+    """Return the squared error that rounding colors adds, as good as it can be told one by one, over pixels and bands.
+
+    Errors of colors that suit the shapes best are as likely up as down, so that their squares add up: that of a
+    Gaussian is its color's error squared times the integral of its own square, ``pi s1 s2``.
+    """
+    errors = np.square(requantized(gaussians, steps).colors.astype(np.float64) - gaussians.colors).sum(axis=1)
+    return float((errors * math.pi * np.exp(_log_areas(gaussians))).sum())
+
+
 def suitable_precisions(gaussians: Gaussians, steps: Steps) -> Integers:
     """Return precisions with which the error of each number of a shape shows about as much as that of a color."""
     energy = np.square(gaussians.colors, dtype=np.float64).sum(axis=1)

@@ -110,6 +110,24 @@ def test_plan_says_what_would_be_done_and_writes_nothing(smartsplat, photo_file,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_psnr_is_planned_for_reached_and_refused_where_it_cannot_be(smartsplat, photo_file, tmp_path):
+    given = ("--psnr", "26", "--preset", "draft", "--tile", "128")
+    planned = only_json(smartsplat("plan", photo_file, *given, "--json"))
+    done = smartsplat("compress", photo_file, tmp_path / "a.zarr", *given, "--json")
+    assert done.returncode == 0
+    values = only_json(done)
+    assert values["psnr"] == pytest.approx(26, abs=0.2)
+    assert (planned["psnr"], planned["byte_budget"], planned["gaussians"]) == (26, None, values["gaussians"])
+    trials = [line for line in done.stderr.splitlines() if line.startswith("trial with ")]
+    assert 2 <= len(trials) <= 4
+    again = smartsplat("compress", photo_file, tmp_path / "a.zarr", *given)
+    assert (again.returncode, again.stderr) == (0, "")
+    too_high = smartsplat("compress", photo_file, tmp_path / "b.zarr", "--psnr", "55", "--preset", "draft")
+    assert too_high.returncode == BAD_INPUT
+    assert "use a lower --psnr" in too_high.stderr
+    assert not (tmp_path / "b.zarr").exists()
+
+
 def test_info_says_what_a_scene_is(smartsplat, compressed):
     path, done = compressed
     values = only_json(smartsplat("info", path, "--json"))
@@ -327,7 +345,7 @@ BAD_SETTINGS = {
     "no number": (("--ratio", "nan"), "ratio nan must lie between 1 and"),
     "ratio and number": (
         ("--ratio", "9", "--gaussians", "100"),
-        "either a ratio, bytes, bits per pixel or a number of Gaussians",
+        "either a ratio, bytes, bits per pixel, a PSNR or a number of Gaussians",
     ),
     "too many Gaussians": (("--gaussians", "1000000"), "more than one a pixel; use --gaussians"),
     "no Gaussians": (("--gaussians", "0"), "at least one is needed"),

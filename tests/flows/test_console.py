@@ -48,5 +48,5 @@ def test_without_a_terminal_lines_say_how_far_the_whole_is_where_that_is_known(c
     lines.finish()
     first, second, last = capsys.readouterr().err.splitlines()
     assert first == "survey: 2/3  31.2 dB"
-    assert second == "survey: 3/3    (43% of all, 20 s left)"
-    assert re.fullmatch(r"survey: 3/3  \d+\.\d s  \(43% of all, 20 s left\)", last)
+    assert second == "survey: 3/3  31.2 dB  (43% of all, 20 s left)"
+    assert re.fullmatch(r"survey: 3/3  \d+\.\d s  31\.2 dB  \(43% of all, 20 s left\)", last)
