@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from smartsplat.codec import priors
-from smartsplat.codec.coder import DAMAGED, NODES, Coder, Integers, Models, integer, tree, uniform
+from smartsplat.codec.coder import DAMAGED, NODES, Coder, Integers, Models, inner, integer, tree, uniform
 from smartsplat.codec.positions import find_neighbors
 
 _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
@@ -123,7 +123,7 @@ _ASPECTS = Models(8, 9, 8, nodes=NODES, usual=priors.ASPECT)
 _ROTATIONS = Models(7 * 5, 7, 5 * 8, nodes=_TREE_BITS << _TREE_BITS, usual=priors.ROTATION)
 
 
-@_jit
+@inner
 def rotation_bits(aspect, precision, turns):  # type: ignore[no-untyped-def]
     """Return the bits of a rotation: none for a round one, else one more for each of `turns` that it is as long as.
 
@@ -149,7 +149,7 @@ def all_rotation_bits(aspects, precisions, turns):  # type: ignore[no-untyped-de
     return bits
 
 
-@_jit
+@inner
 def _bucket(value, edges):  # type: ignore[no-untyped-def]
     found = 0
     while found < len(edges) and value >= edges[found]:
@@ -157,7 +157,7 @@ def _bucket(value, edges):  # type: ignore[no-untyped-def]
     return found
 
 
-@_jit
+@inner
 def _average(values, neighbors, weights, i):  # type: ignore[no-untyped-def]
     """Return 16 times the weighted average of some neighbours' values, rounded down; 0 if there is no neighbour."""
     total, weight = np.int64(0), np.int64(0)
@@ -279,18 +279,18 @@ def _code_places(memory, data, precisions, places):  # type: ignore[no-untyped-d
             places[i, axis] = uniform(memory, data, size, places[i, axis])
 
 
-@_jit
+@inner
 def _refined(memory, data, top, bits, value):  # type: ignore[no-untyped-def]
     """Code the low `bits` bits of a value, whose others are `top`; return it."""
     size = np.int64(1) << bits
     return top * size + uniform(memory, data, size, value & (size - 1))
 
 
-@_jit
+@inner
 def _limited(area):  # type: ignore[no-untyped-def]
     return min(max(area, -_WIDE), _WIDE) + _WIDE
 
 
-@_jit
+@inner
 def _sign(value):  # type: ignore[no-untyped-def]
     return 1 if value == 0 else 2 if value > 0 else 0

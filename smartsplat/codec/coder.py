@@ -16,7 +16,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_jit: Any = njit(cache=True, nogil=True, error_model="numpy")
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+
+inner: Any = njit(**_OPTIONS)
+"""Compiles a function that makes no array, for other compiled ones.
+
+Else numba counts who holds the arrays it is given, at each call, with atomic operations: a third of all the time.
+"""
 
 Integers = NDArray[np.int64]
 
@@ -102,7 +108,7 @@ class Coder:
         return int(self.memory[LOW]) + _TOP - 1 & ~(_TOP - 1)
 
 
-@_jit
+@inner
 def _carry(data, at):  # type: ignore[no-untyped-def]
     at -= 1
     while data[at] == 255:
@@ -111,7 +117,7 @@ def _carry(data, at):  # type: ignore[no-untyped-def]
     data[at] += 1
 
 
-@_jit
+@inner
 def _narrow(memory, data, start, size):  # type: ignore[no-untyped-def]
     """Go to the part of the interval at `start`, `size` long."""
     low, width, at, code = memory[LOW] + start, size, memory[AT], memory[CODE] - start
@@ -131,7 +137,7 @@ def _narrow(memory, data, start, size):  # type: ignore[no-untyped-def]
     memory[LOW], memory[RANGE], memory[AT], memory[CODE] = low, width, at, code
 
 
-@_jit
+@inner
 def _bit(memory, data, probability, bit):  # type: ignore[no-untyped-def]
     """Code a bit that is 1 with `probability` 65536ths."""
     bound = (memory[RANGE] >> 16) * probability
@@ -144,7 +150,7 @@ def _bit(memory, data, probability, bit):  # type: ignore[no-untyped-def]
     return bit
 
 
-@_jit
+@inner
 def uniform(memory, data, size, value):  # type: ignore[no-untyped-def]
     """Code ``0 <= value < size`` with all values alike."""
     shift = 0
@@ -169,7 +175,7 @@ def uniform(memory, data, size, value):  # type: ignore[no-untyped-def]
     return total
 
 
-@_jit
+@inner
 def adaptive(memory, data, place, bit):  # type: ignore[no-untyped-def]
     """Code a bit by one probability, and let it learn."""
     known, times = memory[place], memory[place + 1]
@@ -179,7 +185,7 @@ def adaptive(memory, data, place, bit):  # type: ignore[no-untyped-def]
     return bit
 
 
-@_jit
+@inner
 def mixed(memory, data, first, second, third, weights, bit):  # type: ignore[no-untyped-def]
     """Code a bit by three probabilities: their weighted log-odds add up; all learn, and so do the weights.
 
@@ -217,7 +223,7 @@ NODES = 2 + _UNARY + _LONGEST
 """Bits of an integer that have a probability each: is it zero, its sign, is it beyond 1, 2 ...; then its length."""
 
 
-@_jit
+@inner
 def integer(memory, data, first, second, third, weights, signed, value):  # type: ignore[no-untyped-def]
     """Code an integer in three contexts: small magnitudes are expected, whatever they turn out to be."""
     size = abs(value)
@@ -246,7 +252,7 @@ def integer(memory, data, first, second, third, weights, signed, value):  # type
     return -least if negative else least
 
 
-@_jit
+@inner
 def tree(memory, data, first, second, third, weights, bits, value):  # type: ignore[no-untyped-def]
     """Code the `bits` bits of a value, each by those above it."""
     at = np.int64(1)

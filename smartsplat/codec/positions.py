@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from smartsplat.codec.coder import DAMAGED, DECODES, FIRST, Coder, Integers, adaptive, uniform
+from smartsplat.codec.coder import DAMAGED, DECODES, FIRST, Coder, Integers, adaptive, inner, uniform
 
 _jit: Any = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -108,7 +108,7 @@ def _code(memory, data, cells, extents, order):  # type: ignore[no-untyped-def]
         waiting += 2
 
 
-@_jit
+@inner
 def _share(memory, data, count, first):  # type: ignore[no-untyped-def]
     """Code how many of `count` lie in the first half."""
     if count <= _FEW:
