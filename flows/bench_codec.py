@@ -59,6 +59,7 @@ def codec(
     ratios: Sequence[float] = RATIOS,
     preset: str = "standard",
     halve: bool = False,
+    against: Sequence[str] | None = None,
     resources: Resources,
     seed: int = 0,
     scratch: Path | None = None,
@@ -72,6 +73,8 @@ def codec(
         8-bit images of three bands.
     halve
         Use means of 2 x 2 px instead: the marks of a light JPEG compression go.
+    against
+        Names of the codecs to compare with; None = all, which takes many minutes on an image of many megapixels.
 
     Yields
     ------
@@ -82,11 +85,15 @@ def codec(
     Raises
     ------
     ConfigError
-        If an image is of another kind, or imagecodecs is not installed.
+        If an image is of another kind, a codec is unknown, or imagecodecs is not installed.
     SourceError
         If one cannot be read.
     """
     codecs = _codecs()
+    for name in against or ():
+        if name not in codecs:
+            raise ConfigError(f"codec {name!r} is unknown; use {', '.join(codecs)}")
+    codecs = {name: each for name, each in codecs.items() if against is None or name in against}
     for source in sources:
         info = read_info(source)
         if (info.dtype, info.bands) != ("uint8", 3):

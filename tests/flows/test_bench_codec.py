@@ -123,6 +123,12 @@ def test_images_of_another_kind_are_refused(tmp_path):
         next(codec([tmp_path / "gray.png"], resources=SERIAL))
 
 
+def test_an_unknown_codec_is_refused_with_those_there_are(big_photo):
+    pytest.importorskip("imagecodecs")
+    with pytest.raises(ConfigError, match="codec 'PNG' is unknown; use JPEG, WebP"):
+        next(codec([big_photo], against=["JPEG", "PNG"], resources=SERIAL))
+
+
 @pytest.fixture(scope="module")
 def big_photo(tmp_path_factory):
     """A photo of 320 x 400 px."""
