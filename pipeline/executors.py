@@ -8,6 +8,7 @@ import itertools
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 Job = TypeVar("Job")
 
 _IN_FLIGHT_A_WORKER = 3
+_GROUP_SECONDS, _LARGEST_GROUP = 0.05, 32
 # Set for a moment in this process too, where numba must not see a number of threads that is not its own.
 _ENVIRONMENT_BEFORE_START = {
     **dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
@@ -111,7 +113,7 @@ class DaskExecutor:
     Notes
     -----
     Only a bounded number of jobs is handed out at a time and each future is released once it ends, so a lost worker
-    costs the jobs that ran on it and a million jobs cost no memory.
+    costs the jobs that ran on it and a million jobs cost no memory. Jobs of milliseconds are handed out in groups.
     """
 
     def __init__(self, *, workers: int, scheduler: str | None = None) -> None:
@@ -170,30 +172,81 @@ class DaskExecutor:
 
         assert self._starting is not None
         client = self._starting.result()
-        waiting = iter(enumerate(jobs))
-        running: dict[Any, int] = {}
-        slots = _IN_FLIGHT_A_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        groups = _Groups(len(jobs), workers=workers)
+        running: dict[Any, list[int]] = {}
         completed = as_completed(loop=client.loop)
 
         def submit(count: int) -> None:
-            for index, job in itertools.islice(waiting, count):
-                future = client.submit(_attempt, function, job, index, pure=False)
-                running[future] = index
+            for group in itertools.islice(groups, count):
+                future = client.submit(_attempt_all, function, [jobs[index] for index in group], group, pure=False)
+                running[future] = group
                 completed.add(future)
 
-        submit(slots)
+        submit(_IN_FLIGHT_A_WORKER * workers)
         try:
             for future in completed:
-                index = running.pop(future)
+                group = running.pop(future)
                 try:
-                    outcome = future.result()
+                    outcomes = future.result()
                 except Exception as error:  # its worker died, again and again
-                    outcome = Outcome(index=index, error=error)
+                    outcomes = groups.failed(group, error)
                 future.release()
+                groups.ended(outcomes)
                 submit(1)
-                yield outcome
+                yield from outcomes
         finally:
             client.cancel(list(running))
+
+
+class _Groups:
+    """Jobs put together to what a worker is given at a time: one, or several that are short.
+
+    Handing out a job and taking its result back costs some milliseconds, more than a short one itself.
+
+    Parameters
+    ----------
+    count
+        Of the jobs.
+    workers
+        That share them.
+    """
+
+    def __init__(self, count: int, *, workers: int) -> None:
+        self._next, self._count = 0, count
+        self._workers = workers
+        self._alone: deque[int] = deque()
+        self._seconds, self._ended = 0.0, 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[int]:
+        if self._alone:
+            return [self._alone.popleft()]
+        if self._next == self._count:
+            raise StopIteration
+        share = (self._count - self._next) // (_IN_FLIGHT_A_WORKER * self._workers)  # few left: none waits for others
+        short = int(_GROUP_SECONDS * self._ended / self._seconds) if self._seconds else _LARGEST_GROUP
+        size = max(1, min(short, share, self._ended, _LARGEST_GROUP))
+        group = list(range(self._next, self._next + size))
+        self._next += size
+        return group
+
+    def ended(self, outcomes: Sequence[Outcome]) -> None:
+        """Learn from some jobs how long they take; after one that failed, begin again with single ones."""
+        if any(outcome.error is not None for outcome in outcomes):
+            self._seconds, self._ended = 0.0, 0
+        else:
+            self._seconds += sum(outcome.ended - outcome.began for outcome in outcomes)
+            self._ended += len(outcomes)
+
+    def failed(self, group: list[int], error: Exception) -> list[Outcome]:
+        """Return what is known of a group that never came back; of several, each is tried by itself."""
+        if len(group) == 1:
+            return [Outcome(index=group[0], error=error)]
+        self._alone.extend(group)
+        return []
 
 
 def _quiet() -> None:
@@ -205,6 +258,10 @@ def _block_interrupts() -> None:
     """Let processes that this thread starts not see Ctrl-C: a terminal sends it to them too, and we stop them."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit it
+
+
+def _attempt_all(function: Callable[[Any], Any], jobs: Sequence[Any], indices: Sequence[int]) -> list[Outcome]:
+    return [_attempt(function, job, index) for job, index in zip(jobs, indices, strict=True)]
 
 
 def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.executors import DaskExecutor, Executor, SerialExecutor
+from pipeline.executors import DaskExecutor, Executor, Outcome, SerialExecutor, _Groups
 from pipeline.jobs import Fallback, run_jobs
 from smartsplat.errors import StageIncomplete, StorageFullError, StoreError
 
@@ -313,6 +314,41 @@ def test_a_killed_worker_costs_only_what_ran_on_it(tmp_path: Path):
     assert attempts(tmp_path, 4) == 2
     assert sum(attempts(tmp_path, n) for n in range(12)) <= 12 + 3  # at most what one worker held
     assert watcher.recorded == [{}]
+
+
+def test_jobs_that_are_short_travel_together_and_long_ones_alone(tmp_path: Path):
+    with DaskExecutor(workers=2) as executor:
+        outcomes = list(executor.map(math.sqrt, list(range(500))))
+        assert [outcome.result for outcome in sorted(outcomes, key=lambda each: each.index)] == [
+            math.sqrt(n) for n in range(500)
+        ]
+        tasks: list[int] = []
+        groups = _Groups(500, workers=2)
+        for group in groups:
+            tasks.append(len(group))
+            groups.ended([Outcome(index=index, result=0, began=0.0, ended=0.001) for index in group])
+        assert sum(tasks) == 500
+        assert tasks[0] == 1
+        assert 20 <= max(tasks) <= 32
+        assert tasks[-1] == 1  # towards the end no worker waits for another's
+    alone = _Groups(20, workers=2)
+    for group in alone:
+        assert len(group) == 1
+        alone.ended([Outcome(index=group[0], result=0, began=0.0, ended=0.2)])
+
+
+def test_a_group_whose_worker_dies_is_tried_one_by_one():
+    groups, seen, lost = _Groups(100, workers=1), list[int](), 0
+    for group in groups:
+        if 40 in group:
+            outcomes = groups.failed(group, RuntimeError("killed"))
+            lost += len(outcomes)
+        else:
+            outcomes = [Outcome(index=index, result=0, began=0.0, ended=0.001) for index in group]
+        groups.ended(outcomes)
+        seen += [outcome.index for outcome in outcomes]
+    assert sorted(seen) == list(range(100))
+    assert lost == 1
 
 
 def test_a_scheduler_that_runs_already_is_used_and_left_running(tmp_path: Path):
