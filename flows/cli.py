@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import signal
 import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -494,7 +495,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="smartsplat: %(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
     logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings become errors of ours, said once
+    signal.signal(signal.SIGTERM, _interrupt)
     app()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Stop as after Ctrl-C: workers end, and what is done is kept."""
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

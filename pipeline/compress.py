@@ -30,6 +30,7 @@ from smartsplat.geometry import block_grid, colors_of
 from smartsplat.render import resolve_engine
 from smartsplat.schedule import InsertPass
 from storage.groups import disk_errors
+from storage.lock import forget_dead_writer, only_writer
 from storage.scene import Manifest, Scene
 from storage.source import SourceInfo, read_info
 
@@ -166,7 +167,7 @@ def compress(
     ConfigError
         If settings make no sense, or contradict an unfinished or finished scene at the same place.
     StoreError
-        If the place cannot be used.
+        If the place cannot be used, or another run works on it.
     StageIncomplete, StorageFullError
         If work failed; call again to go on where it stopped.
 
@@ -210,7 +211,11 @@ def execute(
     """Do what is left of a prepared request, each step by `do`; return the report of the finished scene."""
     seconds: dict[str, float] = {}
     watch = MemoryWatch()
-    if not preparation.finished:
+    if preparation.finished:
+        forget_dead_writer(preparation.path)
+        return _report(preparation, keep_work=keep_work, seconds=seconds, memory=watch.peaks)
+    with only_writer(preparation.path):
+        _check_unchanged(preparation)
         with (
             tracked(progress, scene=preparation.path, plan=preparation.plan) as watched,
             preparation.executor() as executor,
@@ -221,7 +226,14 @@ def execute(
                 started = time.perf_counter()
                 do(step)
                 seconds[step.stage] = seconds.get(step.stage, 0.0) + time.perf_counter() - started
-    return _report(preparation, keep_work=keep_work, seconds=seconds, memory=watch.peaks)
+        return _report(preparation, keep_work=keep_work, seconds=seconds, memory=watch.peaks)
+
+
+def _check_unchanged(preparation: Preparation) -> None:
+    """Raise `StoreError` if another run has made or finished the scene since the preparation."""
+    path = preparation.path
+    if path.exists() != preparation.exists or (preparation.exists and Scene.open(path).manifest.complete):
+        raise StoreError(f"{path}: another run has worked on it meanwhile; run the same command again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from zarr.core.sync import sync
+from zarrs import ZarrsCodecPipeline
 
 from pipeline import rate
 from pipeline.compress import compress
@@ -141,6 +142,12 @@ class Cache:
             self._synced.discard(old)
         elif access.event == "os.mkdir":
             self._safe[access.paths[0]] = None
+        elif access.event == "open" and not access.reads and access.paths[0].suffix != ".partial":
+            (file,) = access.paths
+            if file.is_dir():  # for a file without a name in it
+                return
+            self._safe.setdefault(file, file.read_bytes() if file.exists() else None)
+            self._synced.discard(file)
         elif access.event in ("os.remove", "os.rmdir"):
             self._safe.pop(access.paths[0], None)
             self._synced.discard(access.paths[0])
@@ -410,6 +417,19 @@ async def _others_ended() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
+async def _seen_write(pipeline: Any, batch: Any, value: Any, drop_axes: tuple[int, ...] = ()) -> None:
+    """Write shards by zarrs, which no audit hook sees, with two accesses before that it does: a kill may tear them."""
+    shards = list(batch)
+    for shard in shards:
+        file = shard[0].store.root / shard[0].path
+        file.write_bytes(b"torn")
+        with file.open("ab"):
+            pass
+    await ZARRS_WRITE(pipeline, shards, value, drop_axes)
+
+
+ZARRS_WRITE = ZarrsCodecPipeline.write
+
 HARMS = st.builds(
     Harm,
     kind=st.sampled_from(["flip", "cut", "delete"]),
@@ -458,6 +478,7 @@ class Faults(RuleBasedStateMachine):
         with ExitStack() as stack:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr("os.fsync", self.cache.fsync)
+            patch.setattr(ZarrsCodecPipeline, "write", _seen_write)
             pid = next(PIDS)
             patch.setattr("storage.scene.os", SimpleNamespace(getpid=lambda: pid))  # each run is another process
             if executor is not None:
@@ -577,7 +598,7 @@ def test_a_digit_that_is_wrong_in_metadata_before_anything_is_written_is_noticed
     folder = machine.scene / array
 
     def kill(access: Access) -> None:
-        if access.ends_a_write and access.paths[-1].parent == folder and access.paths[-1].name.startswith("c."):
+        if not access.reads and access.paths[-1].parent == folder and access.paths[-1].name.startswith("c."):
             raise Killed
 
     assert isinstance(machine.run(kill), Killed)
