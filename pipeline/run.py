@@ -50,7 +50,10 @@ class Run:
     @property
     def plan(self) -> ScenePlan:
         """What to do, with the rounds that the scene says were added to the fit."""
-        return dataclasses.replace(self.first_plan, rounds=self.scene.manifest.rounds)
+        rounds = self.scene.manifest.rounds
+        return (
+            self.first_plan if rounds == self.first_plan.rounds else dataclasses.replace(self.first_plan, rounds=rounds)
+        )
 
     @property
     def normalization(self) -> Normalization:
