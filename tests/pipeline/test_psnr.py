@@ -113,7 +113,7 @@ def image(tmp_path_factory, photo, write_tiff) -> Path:
     return write_tiff(tmp_path_factory.mktemp("psnr") / "flower.tif", photo("flower", 160, 200))
 
 
-@pytest.mark.parametrize("psnr", [27.0, 33.0])
+@pytest.mark.parametrize("psnr", [25.0, 30.0])
 def test_the_psnr_asked_for_is_reached_within_two_tenths(image, tmp_path, psnr):
     report = compress(image, tmp_path / "s.zarr", config=config(psnr), resources=SERIAL)
     assert report.quality["psnr"] == pytest.approx(psnr, abs=0.2)
