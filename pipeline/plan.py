@@ -346,8 +346,8 @@ CLIENT_BYTES = 400 * MIB
 """Measured: this process with its libraries, the scheduler among them, in a run of 4096 tiles."""
 
 WORKER_BYTES = 400 * MIB
-"""Measured: a worker process with its libraries, compiled kernels, and what it keeps of freed memory, late in such a run.
-Pages that processes share, 160 MiB each, count for every one of them."""
+"""Measured: a worker process with its libraries, compiled kernels and what it keeps of freed memory, late in such a
+run. Pages that processes share, 160 MiB each, count for every one of them."""
 
 INGEST_BYTES = 64 * MIB
 """libvips' own buffers while an image is decoded."""
