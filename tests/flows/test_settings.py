@@ -68,10 +68,14 @@ def test_the_halo_follows_the_tile_unless_given(tile):
 
 @pytest.mark.parametrize(
     "sizes",
-    list(itertools.combinations([("ratio", 10), ("max_bytes", 900), ("bits_per_pixel", 1), ("gaussians", 10)], 2)),
+    list(
+        itertools.combinations(
+            [("ratio", 10), ("max_bytes", 900), ("bits_per_pixel", 1), ("psnr", 30), ("gaussians", 10)], 2
+        )
+    ),
 )
-def test_of_ratio_bytes_bits_and_number_there_is_only_one(sizes):
-    with pytest.raises(ConfigError, match="either a ratio, bytes, bits per pixel or a number"):
+def test_of_ratio_bytes_bits_psnr_and_number_there_is_only_one(sizes):
+    with pytest.raises(ConfigError, match="either a ratio, bytes, bits per pixel, a PSNR or a number"):
         scene_config("draft", **dict(sizes))
 
 

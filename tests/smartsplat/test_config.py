@@ -61,7 +61,7 @@ def changed(config, path):
     """Return `config` with the setting at `path` a little different, and valid."""
     values = config.to_dict()
     holder = values[path[0]] if len(path) == 2 else values
-    if path[0] in ("max_bytes", "bits_per_pixel", "count"):  # exactly one of these and the ratio
+    if path[0] in ("max_bytes", "bits_per_pixel", "psnr", "count"):  # exactly one of these and the ratio
         values |= {"nominal_ratio": None, path[0]: 7}
     else:
         holder[path[-1]] = a_little_different(holder[path[-1]])
