@@ -102,7 +102,7 @@ def test_every_setting_changes_the_digest_and_is_named_as_the_difference(path):
     base = SceneConfig(nominal_ratio=50)
     other = changed(base, path)
     assert other.digest != base.digest
-    sizes = {"max_bytes", "bits_per_pixel", "count"}
+    sizes = {"max_bytes", "bits_per_pixel", "psnr", "count"}
     expected = {".".join(path)} | ({"nominal_ratio"} if path[0] in sizes else set())
     assert {line.split(":")[0] for line in base.differences(other)} == expected
     assert len(base.differences(other)) == len(expected)
