@@ -122,7 +122,9 @@ def test_fixed_means_stay_to_the_bit_while_all_else_is_fitted(gaussians_of, seed
     np.testing.assert_array_equal(fitted.gaussians.means, own.means)
     assert (np.diff(fitted.losses) < 0).all()
     if len(fitted.losses) > 1:
-        assert (fitted.gaussians.scales != own.scales).any()
+        # One at the largest scale may keep it.
+        names = ("scales", "rotations", "colors")
+        assert any((getattr(fitted.gaussians, name) != getattr(own, name)).any() for name in names)
 
 
 @pytest.mark.parametrize("picture", [0.0, 1.0, 1e6, -1e6])
