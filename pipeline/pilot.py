@@ -22,10 +22,12 @@ from storage.source import SourceInfo, read_strips
 SAMPLE_PIXELS = 1 << 21
 """Size of the sample; a smaller image is its own."""
 
+DB_A_DOUBLING = 2.0
+"""Usual gain in PSNR for twice the Gaussians; on photos 1.3 to 3."""
+
 _WINDOW = 512  # px: side of a window of the sample
 _ROWS_APART = 8  # rows that tell how busy a window is
 _START_RATIO = 100.0
-_DB_A_DOUBLING = 2.0  # usual gain for twice the Gaussians; photos: 1.3 to 3
 _LEAST_DB_A_DOUBLING, _MOST_DB_A_DOUBLING = 0.7, 6.0
 _CLOSE_DB = 0.15
 _TRIALS = 4
@@ -138,7 +140,7 @@ def _count_at(found: dict[int, float], target: float) -> int:
     """Return the count at which PSNR, linear in its logarithm through the two nearest counts, is `target`."""
     counts = sorted(found, key=lambda count: abs(found[count] - target))
     nearest = counts[0]
-    slope = _DB_A_DOUBLING
+    slope = DB_A_DOUBLING
     if len(counts) > 1:
         slope = (found[nearest] - found[counts[1]]) / math.log2(nearest / counts[1])
         slope = min(max(slope, _LEAST_DB_A_DOUBLING), _MOST_DB_A_DOUBLING)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.pilot import DB_A_DOUBLING
 from pipeline.plan import byte_aim
 from pipeline.run import Run, TileJob, tile_job
 from smartsplat.codec import Steps, color_noise, encode_tile
@@ -49,7 +50,6 @@ PSNR_LOSS = 0.3
 """dB that the fit is to be above a PSNR asked for: quantisation at its usual steps takes about as much."""
 
 _LEAST_LOSS, _MOST_LOSS = 0.1, 0.8  # dB: beyond these, another number of Gaussians does better than other steps
-_DB_A_DOUBLING = 2.0  # that twice the Gaussians bring, usually
 _MOST_ROUNDS = 3
 _NO_NOISE = 1e-30
 _SHAPE_NOISE = 1.9  # errors that quantisation adds in all, over those of rounding colors alone
@@ -150,7 +150,7 @@ def next_count(run: Run) -> int | None:
     above = _MOST_LOSS if error == 0 else 10 * math.log10(allowed / error)
     if _LEAST_LOSS <= above <= _MOST_LOSS:
         return None
-    doublings = min(max((PSNR_LOSS - above) / _DB_A_DOUBLING, -1.0), 1.0)
+    doublings = min(max((PSNR_LOSS - above) / DB_A_DOUBLING, -1.0), 1.0)
     most = plan.source.height * plan.source.width
     return min(math.ceil(run.scene.manifest.gaussians * 2**doublings), most)
 

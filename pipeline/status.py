@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.forecast import EVALUATE, Part, run_parts, seconds_left
 from pipeline.optimize import SETTLE, blocks_missing, scene_psnr, stage_name
+from pipeline.rate import COLOR_RATES, SHAPE_RATES
 from pipeline.tracking import RunRecord, is_running, memory_of, read_run
 from smartsplat.errors import StoreError
 from smartsplat.geometry import block_grid
@@ -112,9 +113,9 @@ def _stages(scene: Scene, failures: dict[str, dict[str, str]]) -> list[_Stage]:
     ledgers = {"ingest": "strips", "survey": "survey", "sample": "state-0-reports"}
     ledgers |= {stage_name(k, passes): f"state-{k}-reports" for k in range(1, sweeps + 1)}
     rated = scene.manifest.config.is_rated
-    ledgers |= {"rate": "shape-rates"} if rated else {}
+    ledgers |= {"rate": SHAPE_RATES} if rated else {}
     ledgers |= {SETTLE: f"state-{sweeps + 1}-reports"}
-    ledgers |= {"rate of colors": "color-rates"} if rated else {}
+    ledgers |= {"rate of colors": COLOR_RATES} if rated else {}
     ledgers |= {"encode": "encoded"}
     begun = [name for name in ledgers.values() if has_array(scene.work(), name)]
     # A stage is complete before the next one begins, but for strips that were found damaged later.

@@ -21,7 +21,7 @@ from zarr.storage import LocalStore, MemoryStore
 from smartsplat.config import digest_of
 from smartsplat.errors import StorageFullError, StoreError
 from storage.durable import METADATA, DurableStore
-from storage.reading import read_by_zarrs
+from storage.working import worked_on_by_zarrs
 
 WAY_OUT = "if it was one, delete it and compress the image anew"
 """Of a scene whose own metadata is lost."""
@@ -116,7 +116,7 @@ def open_array(group: zarr.Group, name: str, *, working: bool = False) -> zarr.A
     Parameters
     ----------
     working
-        Whether it is working data (see `storage.reading`).
+        Whether it is working data (see `storage.working`).
     """
     assert isinstance(group.store, LocalStore)
     where = folder_of(group, name)
@@ -142,7 +142,7 @@ def _opened(
     store = LocalStore(root, read_only=read_only)
     if working:
         _check_metadata(root / path / METADATA)
-    with read_by_zarrs() if working else contextlib.nullcontext():
+    with worked_on_by_zarrs() if working else contextlib.nullcontext():
         array = zarr.open_array(store, path=path, mode="r" if read_only else "r+", zarr_format=3)
         # Zarr keeps this setting with the object, not in the store.
         return array.with_config(_CONFIG)

@@ -11,7 +11,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from storage.groups import CHECKED, create_array, create_group, open_array
-from storage.reading import WorkingPipeline
+from storage.working import WorkingPipeline
 
 SHARDED = {"chunks": (8, 8), "shards": (16, 24), "compressors": (BloscCodec(cname="lz4"), Crc32cCodec())}
 PLAIN = {"chunks": (8, 8), "compressors": CHECKED}
@@ -35,7 +35,7 @@ def stored(request, tmp_path):
     return array, values, tmp_path / "g" / "a"
 
 
-def test_working_data_is_read_by_zarrs_and_other_arrays_are_not(stored, tmp_path):
+def test_working_data_is_worked_on_by_zarrs_and_other_arrays_are_not(stored, tmp_path):
     array, _, _ = stored
     group = zarr.open_group(tmp_path / "g")
     assert isinstance(array._async_array.codec_pipeline, WorkingPipeline)

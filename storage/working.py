@@ -77,8 +77,8 @@ register_pipeline(WorkingPipeline)
 
 
 @contextlib.contextmanager
-def read_by_zarrs() -> Generator[None]:
-    """Let the arrays opened meanwhile be read by it."""
+def worked_on_by_zarrs() -> Generator[None]:
+    """Let the arrays opened meanwhile be read and written by it."""
     path = f"{__name__}.{WorkingPipeline.__name__}"
     with zarr.config.set({"codec_pipeline.path": path, "threading.max_workers": 1}):
         yield
