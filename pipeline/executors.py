@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
-import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -14,23 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
+from pipeline.cluster import THREADS_A_WORKER, block_interrupts, quiet, start_cluster
+
 Job = TypeVar("Job")
 
 _IN_FLIGHT_A_WORKER = 3
 _GROUP_SECONDS, _LARGEST_GROUP = 0.05, 32
-# Set for a moment in this process too, where numba must not see a number of threads that is not its own.
-_ENVIRONMENT_BEFORE_START = {
-    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    "MALLOC_ARENA_MAX": "2",  # else each of a worker's helper threads keeps freed images of its own
-}
-
-# Workers take it over. Their profiler looks at them every 10 ms, and its memory grows with every call that it sees.
-_WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
-
-# Two threads a worker: towards the end of a phase some workers have nothing to do. Threads that wait must not spin, as
-# while all workers are busy they share the cores.
-_THREADS_A_WORKER = 2
-_WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE"}
+_SECONDS_BETWEEN_MESSAGES = 0.001  # of the client to the scheduler; Dask's own 10 ms are what a phase would begin with
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _KEPT_BYTES, _LARGEST_KEPT = 1 << 30, 1 << 25
@@ -85,10 +73,7 @@ class SerialExecutor:
         self._threads = threads
 
     def __enter__(self) -> Self:
-        from numba import set_num_threads
-        from numba.core import config
-
-        set_num_threads(min(self._threads, vars(config)["NUMBA_NUM_THREADS"]))  # its limit, set when it was imported
+        _use_threads(self._threads)
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -125,7 +110,7 @@ class DaskExecutor:
     def __enter__(self) -> Self:
         if self._scheduler is None:
             # Beside whatever comes before the first job: staging the image takes no worker.
-            thread = ThreadPoolExecutor(1, thread_name_prefix="start-workers", initializer=_block_interrupts)
+            thread = ThreadPoolExecutor(1, thread_name_prefix="start-workers", initializer=block_interrupts)
             self._starting = thread.submit(self._start)
             thread.shutdown(wait=False)
         else:
@@ -140,31 +125,15 @@ class DaskExecutor:
 
     def _start(self) -> Any:
         """Return a client of a cluster of our own."""
-        from dask.config import set as set_dask_config
-        from distributed import LocalCluster
-
-        _quiet()
-        # Set before a worker starts, as its C library reads the environment once.
-        environment = {"distributed.nanny.pre-spawn-environ": _ENVIRONMENT_BEFORE_START, **_WITHOUT_PROFILER}
-        with set_dask_config(environment):
-            cluster = LocalCluster(
-                n_workers=self._workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # "" would listen on all interfaces, None on port 8787
-                scheduler_kwargs={"dashboard": False},
-                memory_limit=None,
-                silence_logs=logging.ERROR,
-                env={"NUMBA_NUM_THREADS": str(min(_THREADS_A_WORKER, self._workers)), **_WAIT_POLICY},
-            )
-        return self._connect(self._stack.enter_context(cluster))
+        return self._connect(self._stack.enter_context(start_cluster(self._workers)))
 
     def _connect(self, address: Any) -> Any:
         from distributed import Client
 
-        _quiet()
-        return self._stack.enter_context(Client(address, set_as_default=False))
+        quiet()
+        client = self._stack.enter_context(Client(address, set_as_default=False))
+        client.scheduler_comm.interval = _SECONDS_BETWEEN_MESSAGES
+        return client
 
     def map(self, function: Callable[[Job], Any], jobs: Sequence[Job]) -> Generator[Outcome]:
         """Yield each job's outcome as it ends."""
@@ -173,13 +142,14 @@ class DaskExecutor:
         assert self._starting is not None
         client = self._starting.result()
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        threads = min(THREADS_A_WORKER, self._workers) if self._scheduler is None else None
         groups = _Groups(len(jobs), workers=workers)
         running: dict[Any, list[int]] = {}
         completed = as_completed(loop=client.loop)
 
         def submit(count: int) -> None:
             for group in itertools.islice(groups, count):
-                future = client.submit(_attempt_all, function, [jobs[index] for index in group], group, pure=False)
+                future = client.submit(_attempt_all, function, [jobs[i] for i in group], group, threads, pure=False)
                 running[future] = group
                 completed.add(future)
 
@@ -249,19 +219,20 @@ class _Groups:
         return []
 
 
-def _quiet() -> None:
-    """Let Dask log errors alone; it sets its own levels when it is imported."""
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-
-
-def _block_interrupts() -> None:
-    """Let processes that this thread starts not see Ctrl-C: a terminal sends it to them too, and we stop them."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # threads and processes inherit it
-
-
-def _attempt_all(function: Callable[[Any], Any], jobs: Sequence[Any], indices: Sequence[int]) -> list[Outcome]:
+def _attempt_all(
+    function: Callable[[Any], Any], jobs: Sequence[Any], indices: Sequence[int], threads: int | None
+) -> list[Outcome]:
+    if threads is not None:
+        _use_threads(threads)
     return [_attempt(function, job, index) for job, index in zip(jobs, indices, strict=True)]
+
+
+def _use_threads(count: int) -> None:
+    """Let kernels of this process run on `count` threads, or all it has."""
+    from numba import set_num_threads
+    from numba.core import config
+
+    set_num_threads(min(count, vars(config)["NUMBA_NUM_THREADS"]))  # its limit, set when it was imported
 
 
 def _attempt(function: Callable[[Any], Any], job: Any, index: int) -> Outcome:

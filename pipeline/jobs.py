@@ -143,7 +143,8 @@ def run_jobs(
             # A limit that is reached is first tried again on what has failed: that may have passed.
             given_up = set(failures)
             waiting = attempt({index: jobs[index] for index in waiting}, most=most)
-            attempt({index: jobs[index] for index in sorted(failures.keys() - given_up)}, most=None)
+            if failures.keys() - given_up:
+                attempt({index: jobs[index] for index in sorted(failures.keys() - given_up)}, most=None)
             if most is not None and len(failures) > most:
                 break
         if fallback is not None and (most is None or len(failures) <= most):

@@ -62,6 +62,12 @@ def process_id(number: int) -> int:
     return os.getpid()
 
 
+def variable_and_threads(_: int) -> tuple[str | None, int]:
+    import numba
+
+    return os.environ.get("SMARTSPLAT_TEST"), numba.get_num_threads()
+
+
 def has_profiler(_: int) -> bool:
     from distributed import get_worker
 
@@ -269,12 +275,20 @@ def test_workers_are_other_processes_of_two_threads_that_do_not_spin_and_gone_af
     with DaskExecutor(workers=2) as executor:
         pids = set(run(process_id, list(range(40)), executor))
         limits = set(run(thread_limit, [0, 1, 2], executor))
-        children = {child.pid for child in psutil.Process().children(recursive=True) if "spawn" in str(child.cmdline())}
+        children = {child.pid for child in psutil.Process().children(recursive=True)}
     assert len(pids) == 2
     assert os.getpid() not in pids
     assert limits == {("1", "PASSIVE", 2)}
     assert pids <= children
     assert gone(pids)
+
+
+def test_workers_see_the_variables_of_now_and_a_single_one_has_one_thread(monkeypatch: pytest.MonkeyPatch):
+    """What they are forked from was started with the first cluster, maybe long ago."""
+    for value in ("first", "second"):
+        monkeypatch.setenv("SMARTSPLAT_TEST", value)
+        with DaskExecutor(workers=1) as executor:
+            assert run(variable_and_threads, [0], executor) == [(value, 1)]
 
 
 def test_workers_are_not_profiled():
