@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import signal
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -19,6 +19,7 @@ import typer
 from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, StoreError
 
 if TYPE_CHECKING:
+    from flows.archive import Archive
     from pipeline.jobs import FailurePolicy
     from pipeline.plan import Resources
     from pipeline.progress import Progress
@@ -26,9 +27,17 @@ if TYPE_CHECKING:
 
 FAILED, BAD_INPUT = 1, 2
 
+
+@dataclass
+class _Logs:
+    level: str = "info"
+    as_json: bool = False
+
+
+_LOGS = _Logs()  # as the options before the command said
+
 app = typer.Typer(
     name="smartsplat",
-    help="Compress images too large for memory into 2D Gaussians, and render any region at any zoom.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -40,6 +49,10 @@ bench = typer.Typer(name="bench", help="Measure the method, the presets and the 
 app.add_typer(bench)
 
 SourceArgument = Annotated[Path, typer.Argument(help="Image file: TIFF, PNG, JPEG, WebP, ...", metavar="SOURCE")]
+ArchiveArgument = Annotated[str, typer.Argument(help="Folder, pattern, list or STAC file.", metavar="ARCHIVE")]
+DestinationArgument = Annotated[Path, typer.Argument(help="Folder of the scenes.", metavar="DEST")]
+AtOnce = Annotated[int, typer.Option("--scenes", help="Scenes at once; they share workers and memory.")]
+Asset = Annotated[str | None, typer.Option(help="Which asset of each STAC item is its image.")]
 SceneArgument = Annotated[Path, typer.Argument(help="Scene folder.", metavar="SCENE")]
 Ratio = Annotated[float | None, typer.Option(help="Raw bytes over bytes on disk: a promise.  [default: 100]")]
 Bytes = Annotated[str | None, typer.Option("--bytes", help="Most bytes on disk, e.g. 500K, instead of a ratio.")]
@@ -119,6 +132,108 @@ def compress_command(
         from flows.console import print_report
 
         print_report(report)
+
+
+@app.command(name="archive")
+def archive_command(
+    archive: ArchiveArgument,
+    destination: DestinationArgument,
+    ratio: Ratio = None,
+    max_bytes: Bytes = None,
+    bits_per_pixel: Bpp = None,
+    psnr: Psnr = None,
+    preset: Preset = "standard",
+    tile: Tile = None,
+    halo: Halo = None,
+    seed: Seed = 0,
+    at_once: AtOnce = 1,
+    executor: ExecutorName = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    memory: Memory = None,
+    engine: Engine = "auto",
+    max_failures: MaxFailures = None,
+    on_failure: OnFailure = "stop",
+    fit_timeout: FitTimeout = None,
+    asset: Asset = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Take only those that failed according to DEST/report.json.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress every image of ARCHIVE into a scene in DEST. Finished scenes are skipped, unfinished ones resumed.
+
+    ARCHIVE is a folder, a pattern in quotes, a list (.txt, .csv, .jsonl) or a STAC item collection (.json). A scene
+    that fails does not keep the others from being done. DEST/report.html and DEST/report.json say what came of each.
+    """
+    with _exit_codes():
+        from flows import archive as archives
+
+        config = _config(
+            preset,
+            ratio=ratio,
+            max_bytes=max_bytes,
+            bits_per_pixel=bits_per_pixel,
+            psnr=psnr,
+            tile=tile,
+            halo=halo,
+            seed=seed,
+        )
+        settings = archives.ArchiveSettings(
+            config=config,
+            resources=_resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine),
+            policy=_policy(on_failure, most=max_failures, fit_seconds=fit_timeout),
+            at_once=at_once,
+            log_level=_LOGS.level,
+            log_json=_LOGS.as_json,
+        )
+        found = archives.scenes_of(archive, destination, settings, asset=asset, retry_failed=retry_failed)
+        if dry_run:
+            _print_outlook(archives.outlook(found, settings), as_json=as_json)
+            return
+        work = archives.Archive(destination, found, settings, progress=_progress())
+        try:
+            work.run()
+        finally:
+            _print_archive(work, as_json=as_json)
+
+
+@app.command()
+def schedule(
+    archive: ArchiveArgument,
+    destination: DestinationArgument,
+    cron: Annotated[str, typer.Option(help='When: minute, hour, day, month, weekday, e.g. "0 3 * * *".')],
+    timezone: Annotated[str, typer.Option(help="By whose clock, e.g. Europe/Berlin.")] = "UTC",
+    ratio: Ratio = None,
+    psnr: Psnr = None,
+    preset: Preset = "standard",
+    at_once: AtOnce = 1,
+    workers: Workers = None,
+    memory: Memory = None,
+    on_failure: OnFailure = "stop",
+    asset: Asset = None,
+) -> None:
+    """Compress ARCHIVE into DEST whenever the clock says so, by a Prefect server, as long as this runs."""
+    with _exit_codes():
+        _config(preset, ratio=ratio, psnr=psnr)
+        _policy(on_failure, most=None, fit_seconds=None)
+        _resources("auto", workers=workers, scheduler=None, memory=memory, engine="auto")
+        from flows.deploy import serve_archive
+        from flows.listing import list_images
+
+        list_images(archive, leave_out=destination, asset=asset)
+        parameters = {
+            "ratio": ratio,
+            "psnr": psnr,
+            "preset": preset,
+            "scenes_at_once": at_once,
+            "workers": workers,
+            "memory": memory,
+            "on_failure": on_failure,
+            "asset": asset,
+        }
+        serve_archive(archive, destination, cron=cron, timezone=timezone, parameters=parameters)
 
 
 @app.command()
@@ -490,11 +605,25 @@ def bench_engine(as_json: Json = False) -> None:
         _print_columns(f"{benches.PAIRS_A_PIXEL} pairs a pixel, medians", columns, rows)
 
 
+@app.callback()
+def options(
+    log_level: Annotated[
+        str, typer.Option(help="Least of what is logged: debug, info, warning or error.", envvar="SMARTSPLAT_LOG_LEVEL")
+    ] = "info",
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log one JSON object a line.", envvar="SMARTSPLAT_LOG_JSON")
+    ] = False,
+) -> None:
+    """Compress images too large for memory into 2D Gaussians, and render any region at any zoom."""
+    from flows.logs import set_up_logs
+
+    with _exit_codes():
+        set_up_logs(log_level, as_json=log_json)
+    _LOGS.level, _LOGS.as_json = log_level, log_json
+
+
 def main() -> None:
     """Run the command."""
-    logging.basicConfig(level=logging.WARNING, format="smartsplat: %(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    logging.getLogger("pyvips").setLevel(logging.ERROR)  # its warnings become errors of ours, said once
     signal.signal(signal.SIGTERM, _interrupt)
     app()
 
@@ -551,6 +680,27 @@ def _progress() -> Progress:
     from flows.console import progress_for
 
     return progress_for(sys.stderr)
+
+
+def _print_outlook(outlook: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(outlook)
+        return
+    _print_columns("would be done", ("name", "plan", "size", "raw_bytes", "message"), outlook["scenes"])
+    rows = [(name.replace("_", " "), _value_text(name, value)) for name, value in outlook["totals"].items()]
+    _print_rows("in all", rows)
+
+
+def _print_archive(work: Archive, *, as_json: bool) -> None:
+    from flows.archive_report import rows_of, totals
+
+    if as_json:
+        _print_json({"totals": totals(work.scenes), "scenes": [scene.to_dict() for scene in work.scenes]})
+        return
+    from flows.console import print_columns
+
+    rows = [list(row.values()) for row in rows_of(work.scenes)]
+    print_columns(f"{work.destination}, report.html", list(rows_of(work.scenes)[0]), rows)
 
 
 def _print_values(title: str, values: dict[str, Any], *, as_json: bool) -> None:

@@ -131,7 +131,7 @@ class DaskExecutor:
         from distributed import Client
 
         quiet()
-        client = self._stack.enter_context(Client(address, set_as_default=False))
+        client: Any = self._stack.enter_context(Client(address, set_as_default=False))
         client.scheduler_comm.interval = _SECONDS_BETWEEN_MESSAGES
         return client
 

@@ -170,7 +170,8 @@ def _failure(outcome: Outcome, *, stage: str, job: Any) -> Exception:
     assert outcome.error is not None
     if isinstance(outcome.error, StorageFullError):
         raise outcome.error
-    logger.warning("%s, %s failed: %s", stage, job, _one_line(outcome.error))
+    where = {"stage": stage, "tile": str(job)}
+    logger.warning("%s, %s failed: %s", stage, job, _one_line(outcome.error), extra=where)
     return outcome.error
 
 

@@ -39,5 +39,9 @@ class StageIncomplete(SmartsplatError):
     """Some jobs of a stage failed; what succeeded is kept."""
 
 
+class ArchiveIncomplete(SmartsplatError):
+    """Some scenes of an archive failed; the others are done and kept."""
+
+
 class NotRunning(SmartsplatError):
     """A scene is unfinished, and no run works on it."""

@@ -16,10 +16,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 README = Path(__file__).parent.parent / "README.md"
+OPERATIONS = README.parent / "docs" / "operations.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,18 @@ def test_commands_and_snippets_of_the_readme_run(folder: Path) -> None:
         done = run([sys.executable, "-W", "error::FutureWarning", "-c", snippet], folder)
         assert done.returncode == 0, f"{snippet}\n{done.stderr}"
         assert done.stdout
+
+
+@pytest.mark.slow
+def test_commands_of_the_page_on_operations_run(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("china", "flower"):
+        Image.fromarray(load_sample_image(f"{name}.jpg")[150:300, 250:450]).save(tmp_path / "images" / f"{name}.png")
+    for block in blocks("bash", OPERATIONS):
+        done = run(["bash", "-e", "-c", block], tmp_path)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+    for scene in ("scenes/china.png.zarr", "scenes/flower.png.zarr", "scenes-of-list/east/china.zarr"):
+        assert (tmp_path / scene).is_dir()
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def main() -> None:
         height, width, _ = planned["shape"]
         print(
             f"{Path(image).name}: {height} x {width}, {planned['executor']} x {planned['workers']}: "
-            f"peak {peak / MIB:.0f} MiB, projected {planned['memory_bytes'] / MIB:.0f} MiB, {seconds:.0f} s",
+            f"peak {peak / MIB:.0f} MiB, projected {planned['memory_bytes'] / MIB:.0f} MiB, {seconds:.1f} s",
             flush=True,
         )
 
