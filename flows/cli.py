@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, StoreError
+from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, SourceUnavailable, StoreError
 
 if TYPE_CHECKING:
     from flows.archive import Archive
@@ -48,8 +48,8 @@ app = typer.Typer(
 bench = typer.Typer(name="bench", help="Measure the method, the presets and the engine.", no_args_is_help=True)
 app.add_typer(bench)
 
-SourceArgument = Annotated[Path, typer.Argument(help="Image file: TIFF, PNG, JPEG, WebP, ...", metavar="SOURCE")]
-ArchiveArgument = Annotated[str, typer.Argument(help="Folder, pattern, list or STAC file.", metavar="ARCHIVE")]
+SourceArgument = Annotated[str, typer.Argument(help="Image (TIFF, PNG, JPEG, ...): file or URL.", metavar="SOURCE")]
+ArchiveArgument = Annotated[str, typer.Argument(help="Folder, pattern, list, STAC file or URL.", metavar="ARCHIVE")]
 DestinationArgument = Annotated[Path, typer.Argument(help="Folder of the scenes.", metavar="DEST")]
 AtOnce = Annotated[int, typer.Option("--scenes", help="Scenes at once; they share workers and memory.")]
 Asset = Annotated[str | None, typer.Option(help="Which asset of each STAC item is its image.")]
@@ -638,6 +638,8 @@ def _exit_codes() -> Generator[None]:
     """End with one line and the right code: 2 for bad usage or input, 1 for work that failed."""
     try:
         yield
+    except SourceUnavailable as error:
+        _fail(error, FAILED)
     except (ConfigError, SourceError, StoreError, SinkError) as error:
         _fail(error, BAD_INPUT)
     except SmartsplatError as error:

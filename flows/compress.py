@@ -59,11 +59,11 @@ def compress_scene(
 
 
 def run_flow(
-    source: Path, scene: Path, *, config: SceneConfig, resources: Resources, policy: FailurePolicy, keep_work: bool
+    source: str, scene: Path, *, config: SceneConfig, resources: Resources, policy: FailurePolicy, keep_work: bool
 ) -> dict[str, Any]:
     """Run `compress_scene` here and now; Prefect starts a temporary server of its own if none is configured."""
     given = [dataclasses.asdict(each) for each in (resources, policy)]
-    return compress_scene(str(source), str(scene), config.to_dict(), *given, keep_work=keep_work)
+    return compress_scene(source, str(scene), config.to_dict(), *given, keep_work=keep_work)
 
 
 def _as_task(step: Step) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from smartsplat.errors import SourceError
+from storage.remote import is_url, list_objects, local_path
 
 SUFFIXES = frozenset((".tif", ".tiff", ".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif"))
 """Of the files in a folder that are taken for images; lists and patterns may name any file."""
@@ -51,7 +52,8 @@ def list_images(archive: str, *, leave_out: Path, asset: str | None = None) -> l
         A folder, of which all images are taken, also those in folders below; a pattern with ``*``, ``?`` or ``[``;
         a list of paths (``.txt``, one a line, ``#`` begins a comment), a table (``.csv``) or objects, one a line
         (``.jsonl``, ``.ndjson``), with ``source`` and maybe ``name``; or a STAC item collection (``.json``,
-        ``.geojson``). Paths in a list are relative to its folder.
+        ``.geojson``). Paths in a list are relative to its folder, or URLs. Or the URL of a prefix in an object store,
+        e.g. ``s3://bucket/images/``.
     leave_out
         A folder in which nothing is looked for: the destination, which may lie within the archive.
     asset
@@ -72,7 +74,9 @@ def list_images(archive: str, *, leave_out: Path, asset: str | None = None) -> l
     ['a.png', 'b.tif']
     """
     path = Path(archive)
-    if path.is_dir():
+    if is_url(archive):
+        images = list(_of_store(archive))
+    elif path.is_dir():
         images = list(_of_folder(path, leave_out=leave_out.resolve()))
     elif path.is_file():
         images = list(_of_file(path, asset=asset))
@@ -96,6 +100,13 @@ def _of_folder(folder: Path, *, leave_out: Path) -> Iterator[Image]:
         for file in map(Path(parent).joinpath, files):
             if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
                 yield Image(name=file.relative_to(folder).as_posix(), source=str(file))
+
+
+def _of_store(url: str) -> Iterator[Image]:
+    prefix = url if url.endswith("/") else f"{url}/"
+    for found in list_objects(prefix):
+        if PurePosixPath(found).suffix.lower() in SUFFIXES:
+            yield Image(name=unquote(found[len(prefix) :]), source=found)
 
 
 def _of_pattern(pattern: str) -> Iterator[Image]:
@@ -139,15 +150,8 @@ def _listed(row: Any, *, folder: Path, where: str) -> Image:
     source = values.get(_SOURCE)
     if not isinstance(source, str) or not source:
         raise SourceError(f"{where} names no {_SOURCE}")
-    file = folder / _local(source)
-    name = values.get(_NAME) or (Path(source).as_posix() if _stays_below(source) else file.name)
-    return Image(name=str(name), source=str(file))
-
-
-def _local(source: str) -> str:
-    """Return the path that a ``file:`` URL says, and any other as it is."""
-    url = urlsplit(source)
-    return unquote(url.path) if url.scheme == "file" else source
+    name = values.get(_NAME) or (Path(source).as_posix() if _stays_below(source) else PurePosixPath(source).name)
+    return Image(name=str(name), source=source if is_url(source) else str(folder / local_path(source)))
 
 
 def _stac_rows(text: str, *, asset: str | None) -> Iterator[dict[str, str]]:

@@ -182,7 +182,7 @@ def _compress(request: SceneRequest) -> dict[str, Any]:
     from pipeline.plan import Resources
     from smartsplat.config import SceneConfig
 
-    source, scene = Path(request.source), Path(request.scene)
+    source, scene = request.source, Path(request.scene)
     config, resources = SceneConfig.from_dict(request.config), Resources(**request.resources)
     policy = FailurePolicy(**request.policy)
     if request.flow:
@@ -192,7 +192,7 @@ def _compress(request: SceneRequest) -> dict[str, Any]:
     else:
         progress = _ShareProgress()
         report = compress(source, scene, config=config, resources=resources, policy=policy, progress=progress).to_dict()
-    write_thumbnails(request.source, scene, root=Path(request.root))
+    write_thumbnails(source, scene, root=Path(request.root))
     return report
 
 

@@ -25,7 +25,7 @@ from pipeline.recheck import recheck
 from pipeline.run import Run
 from pipeline.tracking import tracked
 from smartsplat.config import SceneConfig
-from smartsplat.errors import ConfigError, SourceError, StoreError
+from smartsplat.errors import ConfigError, SourceError, SourceUnavailable, StoreError
 from smartsplat.geometry import block_grid, colors_of
 from smartsplat.render import resolve_engine
 from smartsplat.schedule import InsertPass
@@ -138,7 +138,7 @@ def compress(
     Parameters
     ----------
     source
-        TIFF, PNG, JPEG, WebP, ... of any size.
+        TIFF, PNG, JPEG, WebP, ... of any size; a path, or the URL of an object in a store (``s3://``, ``gs://``, ...).
     scene
         Folder to make.
     ratio
@@ -447,6 +447,8 @@ def _report(
 def _ingest(run: Run, *, new: bool) -> None:
     try:
         ingest.ingest(run)
+    except SourceUnavailable:
+        raise
     except SourceError:
         # The file is damaged further down. Of a scene that was made for it a moment ago, nothing shall be left.
         if new:

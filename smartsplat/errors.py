@@ -19,6 +19,10 @@ class SourceError(SmartsplatError):
     """The image to compress cannot be read faithfully."""
 
 
+class SourceUnavailable(SourceError):
+    """The store that holds the image does not answer; the image may well be sound."""
+
+
 class FitError(SmartsplatError):
     """A tile's Gaussians could not be fitted: what came out are no numbers, or it took longer than allowed."""
 

@@ -7,6 +7,7 @@ is dropped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smartsplat.errors import SourceError
+from smartsplat.errors import SourceError, SourceUnavailable
+from storage.remote import ObjectFile, is_url, local_path
 
 DTYPES = {"uchar": "uint8", "ushort": "uint16", "short": "int16", "float": "float32"}
 """The libvips formats that can be read, and their numpy names."""
@@ -76,7 +78,7 @@ class SourceInfo:
     Parameters
     ----------
     path
-        Absolute path of the file.
+        Absolute path of the file, or its URL.
     height, width
         Size, px, as stored: an EXIF orientation is not applied.
     bands
@@ -126,10 +128,12 @@ def read_info(path: str | Path) -> SourceInfo:
     SourceError
         If there is no such file, it is no image, or its pixels cannot be read faithfully: samples other than
         `DTYPES`, inks or Lab instead of color, band-separate TIFF.
+    SourceUnavailable
+        If the store that holds it does not answer.
     """
-    path = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+    path = str(path) if is_url(path) else os.path.abspath(local_path(path))  # noqa: PTH100 (Path.absolute keeps "..")
     fingerprint = _fingerprint(path)
-    image, header = _open(path)
+    image, header, _ = _open(path)
     alpha = _alpha_band(image, header)
     _log_unread(path, image, header)
     return SourceInfo(
@@ -171,11 +175,11 @@ def read_strips(info: SourceInfo, *, strip_height: int, start: int = 0) -> Itera
         raise SourceError(f"{info.path}: has changed since it was first opened; start again with the new content")
     if start >= info.height:
         return
-    image, header = _open(info.path)
+    image, header, stream = _open(info.path)
     alpha = _alpha_band(image, header)
     window = load_vips().Region.new(image)
     for y0, y1 in _strip_bounds(info.height, strip_height=strip_height, start=start):
-        strip = _decode(image, window, path=info.path, y0=y0, y1=y1)
+        strip = _decode(image, window, stream, path=info.path, y0=y0, y1=y1)
         if y0 >= start:
             yield y0, strip if alpha is None else np.delete(strip, alpha, axis=2)
 
@@ -218,7 +222,7 @@ def _strip_bounds(height: int, *, strip_height: int, start: int) -> Iterator[tup
     return itertools.pairwise(edges)
 
 
-def _decode(image: Any, window: Any, *, path: str, y0: int, y1: int) -> NDArray[Any]:
+def _decode(image: Any, window: Any, stream: _Stream | None, *, path: str, y0: int, y1: int) -> NDArray[Any]:
     """Return rows ``y0:y1``, shape (rows, width, bands of the file); they must follow those decoded before.
 
     One window serves all strips: libvips forgets decoded rows after each operation on the image, so that a crop a
@@ -228,15 +232,15 @@ def _decode(image: Any, window: Any, *, path: str, y0: int, y1: int) -> NDArray[
     try:
         pixels = window.fetch(0, y0, image.width, y1 - y0)
     except vips.Error as error:
+        if stream is not None and stream.failure is not None:
+            raise stream.failure from error
         raise _unreadable(path, error, where=f" near rows {y0} to {y1}") from error
     return np.frombuffer(pixels, DTYPES[image.format]).reshape(y1 - y0, image.width, image.bands)
 
 
 def _fingerprint(path: str) -> str:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (a pipe must not be opened: that would wait)
-            raise SourceError(f"{path}: not a file; give one image file")
-        with Path(path).open("rb") as file:
+        with _opened(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             head = file.read(_FINGERPRINT_BYTES)
@@ -249,22 +253,63 @@ def _fingerprint(path: str) -> str:
     return hashlib.sha256(str(size).encode() + head + tail).hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def _opened(path: str) -> Generator[Any]:
+    """Open a file, here or in a store, to read its bytes."""
+    if is_url(path):
+        with ObjectFile(path) as file:
+            yield file
+        return
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (a pipe must not be opened: that would wait)
+        raise SourceError(f"{path}: not a file; give one image file")
+    with Path(path).open("rb") as file:
+        yield file
+
+
 # --- What libvips says ------------------------------------------------------------------------------------------------
 
 
-def _open(path: str) -> tuple[Any, _TiffHeader | None]:
-    """Return the lazy image, checked, and its TIFF header if it is a TIFF."""
+class _Stream:
+    """An object as libvips reads it; what fails is kept, since no exception passes through compiled code."""
+
+    def __init__(self, url: str) -> None:
+        self.failure: SourceError | None = None
+        self._file = ObjectFile(url)
+        self.source = load_vips().SourceCustom()
+        self.source.on_read(self._read)
+        self.source.on_seek(self._seek)
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except SourceError as error:
+            self.failure = error
+            return b""  # the end, for libvips
+
+    def _seek(self, offset: int, whence: int) -> int:
+        return self._file.seek(offset, whence)
+
+
+def _open(path: str) -> tuple[Any, _TiffHeader | None, _Stream | None]:
+    """Return the lazy image, checked, its TIFF header if it is a TIFF, and what it is read from if not a file."""
     header = _tiff_header(path)
     # Without "unlimited" libtiff refuses what decodes through more than 50 MB; `MAX_SEGMENT` is our own limit.
-    options = {} if header is None else {"unlimited": True}
+    options: dict[str, Any] = {} if header is None else {"unlimited": True}
     vips = load_vips()
+    stream = _Stream(path) if is_url(path) else None
     try:
         # "revalidate" because the loader otherwise answers by name from a cache.
-        image = vips.Image.new_from_file(path, access="sequential", fail_on="warning", revalidate=True, **options)
+        options |= {"access": "sequential", "fail_on": "warning", "revalidate": True}
+        if stream is None:
+            image = vips.Image.new_from_file(path, **options)
+        else:
+            image = vips.Image.new_from_source(stream.source, "", **options)
     except vips.Error as error:
+        if stream is not None and stream.failure is not None:
+            raise stream.failure from error
         raise _unreadable(path, error) from error
     _check_image(path, image)
-    return image, header
+    return image, header, stream
 
 
 def _check_image(path: str, image: Any) -> None:
@@ -345,13 +390,15 @@ class _TiffHeader:
 def _tiff_header(path: str) -> _TiffHeader | None:
     """Return the header of the first page, checked; none if the file is no TIFF."""
     try:
-        with Path(path).open("rb") as file:
+        with _opened(path) as file:
             if file.read(4) not in _TIFF_MAGIC:
                 return None
     except OSError as error:
         raise _unopened(path, error) from error
     try:
         header = _parse_tiff(path)
+    except SourceUnavailable:
+        raise
     except Exception as error:  # a damaged header makes the parser raise nearly anything
         raise SourceError(f"{path}: its TIFF header is damaged ({error}); copy or download it again") from error
     _check_tiff(path, header)
@@ -359,7 +406,7 @@ def _tiff_header(path: str) -> _TiffHeader | None:
 
 
 def _parse_tiff(path: str) -> _TiffHeader:
-    with load_tifffile().TiffFile(path) as tiff:
+    with _opened(path) as file, load_tifffile().TiffFile(file) as tiff:
         page = tiff.pages[0]
         compressed = page.compression != _TIFF_UNCOMPRESSED
         return _TiffHeader(

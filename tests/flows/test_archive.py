@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import psutil
 import pytest
+from obstore.store import from_url
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -23,6 +25,7 @@ from flows.archive import LEFT, ArchiveScene, ArchiveSettings, outlook
 from flows.archive_report import page_of, write_reports
 from flows.settings import scene_config
 from pipeline.plan import Resources
+from tests.storage.stores import BUCKET, s3_server
 
 COMMAND = [sys.executable, "-c", "from flows.cli import main; main()"]
 
@@ -296,3 +299,33 @@ def test_the_outlook_grows_with_the_work_and_shrinks_with_the_cores(tmp_path: Pa
 
     assert seconds(2e10, 1) > seconds(1e10, 1) > 0
     assert seconds(1e10, 1) >= seconds(1e10, 2)
+
+
+# --- Object stores ----------------------------------------------------------------------------------------------------
+
+
+def test_images_in_a_store_are_compressed_as_files_are_and_taken_up_again_when_it_comes_back(
+    smartsplat, images, quick, compressed_archive, tmp_path
+):
+    destination = tmp_path / "scenes"
+    with s3_server() as store:
+        environment = os.environ | store.environment | {"SMARTSPLAT_RETRY_SECONDS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in store.environment.items():
+                patch.setenv(name, value)
+            bucket = from_url(f"s3://{BUCKET}")
+            for name in ("china.png", "sub/roof.png"):
+                obstore.put(bucket, f"photos/{name}", (images / name).read_bytes())
+        store.fails = lambda number, method, path: "500" if "roof.png" in path else None
+        command = ("archive", f"s3://{BUCKET}/photos/", destination, *quick)
+        first = smartsplat(*command, env=environment)
+        assert first.returncode == 1, first.stderr
+        assert states(destination) == {"china.png": "done", "sub/roof.png": "failed"}
+        assert "the store does not answer" in first.stderr
+        store.fails = lambda number, method, path: "500" if number % 3 == 0 else None
+        environment["SMARTSPLAT_RETRY_SECONDS"] = "60"
+        again = smartsplat(*command, env=environment)
+        assert again.returncode == 0, again.stderr
+        assert states(destination) == {"china.png": "skipped", "sub/roof.png": "done"}
+    for name in ("china.png.zarr", "sub/roof.png.zarr"):
+        assert contents(destination / name) == contents(compressed_archive[0] / name)
