@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.kills [KILLS [SEED]]
 
-A kill takes the run's own process, or all of its processes, or one worker. Ends with an error if bytes differ, files of
+A kill takes the run's own process, or all of its processes, or one worker or what workers are forked from. Ends with an error if bytes differ, files of
 killed writes are left, or a process outlives its run.
 """
 
@@ -105,7 +105,10 @@ class Command:
         elif victim == "run":
             self._process.kill()
         else:
-            workers = [each for each in self.family()[1:] if "spawn_main" in " ".join(_command_line(each))]
+            # Workers, and the process that they are forked from.
+            workers = [
+                each for each in self.family()[1:] if "multiprocessing.forkserver" in " ".join(_command_line(each))
+            ]
             if not workers:
                 return False
             random.choice(workers).kill()
