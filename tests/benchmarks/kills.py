@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.kills [KILLS [SEED]]
 
-A kill takes the run's own process, or all of its processes, or one worker or what workers are forked from. Ends with an error if bytes differ, files of
-killed writes are left, or a process outlives its run.
+A kill takes the run's own process, or all of its processes, or one worker or what workers are forked from. Ends with an
+error if bytes differ, files of killed writes are left, or a process outlives its run.
 """
 
 from __future__ import annotations
