@@ -36,6 +36,8 @@ DONE, SKIPPED, FAILED, LEFT = "done", "skipped", "failed", "left"
 _PAIR_PIXELS_A_SECOND = 20e6
 """Work that a core does in a second (see `pipeline.forecast`), until a scene of the same run has shown it."""
 
+_SECONDS_A_SCENE = 2.0  # to start its process and end it
+
 _SECONDS_BETWEEN_RECORDS = 2.0
 
 logger = logging.getLogger(__name__)
@@ -321,8 +323,9 @@ def outlook(scenes: Iterable[ArchiveScene], settings: ArchiveSettings) -> dict[s
     """Return what a run would do: each scene's plan, and how long all takes, to within a factor of two or so."""
     found = list(scenes)
     to_do = [scene for scene in found if scene.is_to_do]
-    work = sum(scene.work for scene in to_do)
-    pace = _PAIR_PIXELS_A_SECOND * min(settings.resources.workers or usable_cores(), usable_cores())
+    cores = min(settings.resources.workers or usable_cores(), usable_cores())
+    seconds = sum(scene.work for scene in to_do) / (_PAIR_PIXELS_A_SECOND * cores)
+    seconds += len(to_do) * _SECONDS_A_SCENE / min(settings.at_once, cores)
     return {
         "scenes": [
             {
@@ -336,7 +339,7 @@ def outlook(scenes: Iterable[ArchiveScene], settings: ArchiveSettings) -> dict[s
             }
             for scene in found
         ],
-        "totals": {"to_do": len(to_do), "raw_bytes": sum(s.raw_bytes for s in to_do), "seconds": round(work / pace)},
+        "totals": {"to_do": len(to_do), "raw_bytes": sum(s.raw_bytes for s in to_do), "seconds": round(seconds)},
     }
 
 

@@ -685,24 +685,30 @@ def _progress() -> Progress:
 
 
 def _print_outlook(outlook: dict[str, Any], *, as_json: bool) -> None:
+    from flows.console import duration_text, size_text
+
     if as_json:
         _print_json(outlook)
         return
-    _print_columns("would be done", ("name", "plan", "size", "raw_bytes", "message"), outlook["scenes"])
-    rows = [(name.replace("_", " "), _value_text(name, value)) for name, value in outlook["totals"].items()]
-    _print_rows("in all", rows)
+    for scene in outlook["scenes"]:  # lines, as there may be many, and a reason takes its room
+        size = "" if scene["size"] is None else f"  {_value_text('size', scene['size'])}"
+        print(f"{scene['plan']:<8}  {scene['name']}{size}{'  ' + scene['message'] if scene['message'] else ''}")
+    totals = outlook["totals"]
+    raw, time = size_text(totals["raw_bytes"]), duration_text(totals["seconds"])
+    print(f"{totals['to_do']} to be done, {raw} of pixels, in about {time}")
 
 
 def _print_archive(work: Archive, *, as_json: bool) -> None:
-    from flows.archive_report import rows_of, totals
+    from flows.archive import FAILED
+    from flows.archive_report import HTML_NAME, line_of, totals, totals_rows
 
     if as_json:
         _print_json({"totals": totals(work.scenes), "scenes": [scene.to_dict() for scene in work.scenes]})
         return
-    from flows.console import print_columns
-
-    rows = [list(row.values()) for row in rows_of(work.scenes)]
-    print_columns(f"{work.destination}, report.html", list(rows_of(work.scenes)[0]), rows)
+    _print_rows(str(work.destination / HTML_NAME), totals_rows(work.scenes))
+    for scene in work.scenes:
+        if scene.state == FAILED:
+            print(line_of(scene))
 
 
 def _print_values(title: str, values: dict[str, Any], *, as_json: bool) -> None:
