@@ -170,7 +170,7 @@ def _store(root: str) -> Any:
     from obstore.store import from_url
 
     seconds = float(os.environ.get(_SECONDS_OF_RETRIES, _RETRY_SECONDS))
-    retries = {
+    retries: Any = {
         "max_retries": _ATTEMPTS,
         "retry_timeout": timedelta(seconds=seconds),
         "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 2},
