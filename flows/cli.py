@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from smartsplat.errors import ConfigError, SinkError, SmartsplatError, SourceError, SourceUnavailable, StoreError
+from smartsplat.errors import (
+    ConfigError,
+    SinkError,
+    SmartsplatError,
+    SourceError,
+    SourceUnavailable,
+    StoreError,
+    StoreUnavailable,
+)
 
 if TYPE_CHECKING:
     from flows.archive import Archive
@@ -53,7 +61,7 @@ ArchiveArgument = Annotated[str, typer.Argument(help="Folder, pattern, list, STA
 DestinationArgument = Annotated[Path, typer.Argument(help="Folder of the scenes.", metavar="DEST")]
 AtOnce = Annotated[int, typer.Option("--scenes", help="Scenes at once; they share workers and memory.")]
 Asset = Annotated[str | None, typer.Option(help="Which asset of each STAC item is its image.")]
-SceneArgument = Annotated[Path, typer.Argument(help="Scene folder.", metavar="SCENE")]
+SceneArgument = Annotated[str, typer.Argument(help="Scene: a folder, or to read a URL.", metavar="SCENE")]
 Ratio = Annotated[float | None, typer.Option(help="Raw bytes over bytes on disk: a promise.  [default: 100]")]
 Bytes = Annotated[str | None, typer.Option("--bytes", help="Most bytes on disk, e.g. 500K, instead of a ratio.")]
 Bpp = Annotated[float | None, typer.Option("--bpp", help="Most bits on disk for each pixel, instead of a ratio.")]
@@ -118,14 +126,15 @@ def compress_command(
         resources = _resources(executor, workers=workers, scheduler=scheduler, memory=memory, engine=engine)
         policy = _policy(on_failure, most=max_failures, fit_seconds=fit_timeout)
         arguments: dict[str, Any] = {"config": config, "resources": resources, "policy": policy, "keep_work": keep_work}
+        folder = _scene_folder(scene)
         if flow:
             from flows.compress import run_flow
 
-            report = run_flow(source, scene, **arguments)
+            report = run_flow(source, folder, **arguments)
         else:
             from pipeline.compress import compress
 
-            report = compress(source, scene, **arguments, progress=_progress()).to_dict()
+            report = compress(source, folder, **arguments, progress=_progress()).to_dict()
         if as_json:
             _print_json(report)
             return
@@ -287,9 +296,10 @@ def info(scene: SceneArgument, as_json: Json = False) -> None:
     """Show a scene's shape, grid, counts, bytes, ratios and stored quality."""
     with _exit_codes():
         from pipeline.tile_quality import extremes
+        from storage.remote_scene import folder_at
         from storage.scene import Scene
 
-        opened = Scene.open(scene)
+        opened = Scene.open(folder_at(scene))
         manifest = opened.manifest
         values: dict[str, Any] = {
             "scene": str(scene),
@@ -325,10 +335,10 @@ def status(
         from flows.watch import show_status, watch_status
 
         if not watch:
-            show_status(scene, as_json=as_json)
+            show_status(_scene_folder(scene), as_json=as_json)
             return
         try:
-            watch_status(scene, every=every, as_json=as_json)
+            watch_status(_scene_folder(scene), every=every, as_json=as_json)
         except KeyboardInterrupt:  # an ordinary end, but the scene is not complete
             raise typer.Exit(FAILED) from None
 
@@ -348,8 +358,9 @@ def render(
         from smartsplat.geometry import Region
 
         where = None if region is None else Region.parse(region)
-        written = export(open_scene(scene, engine=engine), output, region=where, scale=scale, progress=_progress())
-        print(f"{output}: {written.height} x {written.width} px", file=sys.stderr)
+        view = open_scene(scene, engine=engine)
+        written = export(view, output, region=where, scale=scale, progress=_progress())
+        print(f"{output}: {written.height} x {written.width} px{_fetched_text(view.fetched)}", file=sys.stderr)
 
 
 @app.command()
@@ -379,8 +390,9 @@ def evaluate(
         if quality_map is not None:
             from flows.console import quality_text
             from flows.plots import plot_tile_psnr
+            from storage.remote_scene import folder_at
 
-            title = f"{scene.name}, PSNR {quality_text(values['psnr'], decimals=2, unit=' dB')}"
+            title = f"{folder_at(scene).name}, PSNR {quality_text(values['psnr'], decimals=2, unit=' dB')}"
             plot_tile_psnr(score.tile_psnr, quality_map, grid=view.manifest.grid, title=title)
         _print_values("quality", values, as_json=as_json)
 
@@ -390,8 +402,9 @@ def verify(scene: SceneArgument, as_json: Json = False) -> None:
     """Check every checksum of SCENE, and that every tile decodes."""
     with _exit_codes():
         from pipeline.evaluate import verify as check
+        from storage.remote_scene import folder_at
 
-        found = check(scene, progress=_progress())
+        found = check(folder_at(scene), progress=_progress())
         if as_json:
             _print_json(found)
         elif found["sound"]:
@@ -638,7 +651,7 @@ def _exit_codes() -> Generator[None]:
     """End with one line and the right code: 2 for bad usage or input, 1 for work that failed."""
     try:
         yield
-    except SourceUnavailable as error:
+    except (SourceUnavailable, StoreUnavailable) as error:
         _fail(error, FAILED)
     except (ConfigError, SourceError, StoreError, SinkError) as error:
         _fail(error, BAD_INPUT)
@@ -652,6 +665,18 @@ def _exit_codes() -> Generator[None]:
 def _fail(error: SmartsplatError, code: int) -> None:
     print(f"smartsplat: {' '.join(str(error).split())}", file=sys.stderr)
     raise typer.Exit(code) from None
+
+
+def _scene_folder(scene: str) -> Path:
+    from storage.remote_scene import folder_at, local_folder
+
+    return local_folder(folder_at(scene))
+
+
+def _fetched_text(fetched: tuple[int, int] | None) -> str:
+    from flows.console import size_text
+
+    return "" if fetched is None else f" from {size_text(fetched[0])}, fetched in {fetched[1]} requests"
 
 
 def _config(preset: str, *, max_bytes: str | None = None, **settings: Any) -> SceneConfig:

@@ -452,7 +452,7 @@ def _ingest(run: Run, *, new: bool) -> None:
     except SourceError:
         # The file is damaged further down. Of a scene that was made for it a moment ago, nothing shall be left.
         if new:
-            shutil.rmtree(run.scene.path, ignore_errors=True)
+            shutil.rmtree(run.scene.folder, ignore_errors=True)
         raise
 
 

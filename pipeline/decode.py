@@ -18,6 +18,7 @@ from smartsplat.geometry import Region, TileId
 from smartsplat.normalization import Normalization
 from smartsplat.render import render
 from smartsplat.render.footprint import CUTOFF
+from storage.remote_scene import folder_at
 from storage.scene import Manifest, Scene, tiles_reaching
 
 MIN_SCALE = 1 / 64
@@ -33,12 +34,21 @@ _BOX_REACH = CUTOFF / math.sqrt(12)  # a pixel's box filter widens footprints by
 def open_scene(path: str | Path, *, engine: str = "auto") -> SceneView:
     """Return the finished scene at `path`, ready to be read like an array.
 
+    Parameters
+    ----------
+    path
+        Its folder, or a URL in an object store (``s3://``, ``gs://``, ...), of which only what is needed is fetched.
+    engine
+        See `smartsplat.render.render`.
+
     Raises
     ------
     StoreError
         If there is none, it is damaged, or it is not finished.
+    StoreUnavailable
+        If the object store does not answer.
     """
-    scene = Scene.open(Path(path))
+    scene = Scene.open(folder_at(path))
     if not scene.manifest.complete:
         raise StoreError(f"{path}: the scene is not finished; run smartsplat compress again to resume it")
     return SceneView(scene, engine=engine)
@@ -95,6 +105,11 @@ class SceneView:
     def measured_ratio(self) -> float:
         """Raw bytes of the image over bytes of the scene."""
         return self._scene.measured_ratio
+
+    @property
+    def fetched(self) -> tuple[int, int] | None:
+        """Bytes that were fetched from an object store so far, and in how many requests; None for a folder."""
+        return self._scene.fetched
 
     def __getitem__(self, index: Any) -> NDArray:
         """Return pixels like a numpy array does, for slices with step 1, integers and ``...``; ``[y, x, band]``."""

@@ -24,6 +24,7 @@ from smartsplat.metrics import ErrorSums, Quality, bits_per_pixel, context_regio
 from smartsplat.normalization import pixel_weight
 from smartsplat.render import render
 from storage.pixels import PixelStore
+from storage.remote_scene import ObjectFolder
 from storage.scene import Manifest, Scene
 from storage.source import SourceInfo, read_strips
 from storage.state import SweepState
@@ -221,7 +222,7 @@ def quality_dict(scored: Quality) -> dict[str, float | None]:
     }
 
 
-def verify(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def verify(path: Path | ObjectFolder, *, progress: Progress | None = None) -> dict[str, Any]:
     """Return whether every checksum of a scene holds and every tile decodes: counts, and what is wrong where.
 
     Raises

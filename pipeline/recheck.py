@@ -28,7 +28,7 @@ def recheck(scene: Scene) -> Scene:
     made from that stays valid. If so much is lost that the rest cannot be told to be sound, all is done again.
     """
     with disk_errors(scene.path):
-        sweep_partials(scene.path)
+        sweep_partials(scene.folder)
         try:
             struck = _strike_damaged(scene)
         except StoreError as error:

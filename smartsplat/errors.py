@@ -31,6 +31,10 @@ class StoreError(SmartsplatError):
     """A scene, or one tile of it, is missing, damaged or not ours."""
 
 
+class StoreUnavailable(StoreError):
+    """The object store that holds a scene does not answer; the scene may well be sound."""
+
+
 class StorageFullError(SmartsplatError):
     """The disk under the scene has no room left; the scene resumes once there is."""
 

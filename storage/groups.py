@@ -21,6 +21,7 @@ from zarr.storage import LocalStore, MemoryStore
 from smartsplat.config import digest_of
 from smartsplat.errors import StorageFullError, StoreError
 from storage.durable import METADATA, DurableStore
+from storage.remote_scene import CountingStore, ObjectFolder, local_folder
 from storage.working import worked_on_by_zarrs
 
 WAY_OUT = "if it was one, delete it and compress the image anew"
@@ -29,6 +30,7 @@ WAY_OUT = "if it was one, delete it and compress the image anew"
 CHECKED = (ZstdCodec(level=1), Crc32cCodec())
 """Compression of working data: fast, and a flipped bit is noticed."""
 
+_DAMAGED = (ValueError, KeyError, TypeError, BaseZarrError)  # what Zarr raises of metadata that makes no sense
 _CONFIG: Any = {"write_empty_chunks": True}
 _FLAT_KEYS: Any = {"name": "default", "separator": "."}
 _CHECKSUM = "checksum"  # attribute of arrays of working data: digest of all else in their metadata
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path | str) -> Generator[None]:
+def disk_errors(path: object) -> Generator[None]:
     """Turn a full disk, a place that cannot be written, and a file that vanishes into errors that say what to do."""
     try:
         yield
@@ -63,7 +65,7 @@ def create_group(path: Path, attributes: dict[str, Any]) -> zarr.Group:
         return zarr.create_group(DurableStore(path), attributes=attributes)
 
 
-def open_group(path: Path, *, writable: bool = False) -> zarr.Group:
+def open_group(path: Path | ObjectFolder, *, writable: bool = False) -> zarr.Group:
     """Return the group at `path`.
 
     Raises
@@ -75,11 +77,10 @@ def open_group(path: Path, *, writable: bool = False) -> zarr.Group:
         raise StoreError(f"{path}: no such scene")
     if not (path / METADATA).is_file():
         raise StoreError(f"{path}: exists and is not a scene (it has no {METADATA}); {WAY_OUT}")
+    store = DurableStore(local_folder(path)) if writable or isinstance(path, Path) else path.open_store()
     try:
-        return zarr.open_group(
-            DurableStore(path), mode="r+" if writable else "r", zarr_format=3, use_consolidated=False
-        )
-    except (ValueError, KeyError, TypeError, BaseZarrError) as error:
+        return zarr.open_group(store, mode="r+" if writable else "r", zarr_format=3, use_consolidated=False)
+    except _DAMAGED as error:
         raise StoreError(f"{path}: its metadata is damaged ({' '.join(str(error).split())}); {WAY_OUT}") from error
 
 
@@ -118,6 +119,11 @@ def open_array(group: zarr.Group, name: str, *, working: bool = False) -> zarr.A
     working
         Whether it is working data (see `storage.working`).
     """
+    if isinstance(group.store, CountingStore):
+        try:
+            return zarr.open_array(group.store, path=name, mode="r", zarr_format=3)
+        except _DAMAGED as error:
+            raise StoreError(f"{name}: array missing or damaged ({' '.join(str(error).split())})") from error
     assert isinstance(group.store, LocalStore)
     where = folder_of(group, name)
     try:
@@ -126,7 +132,7 @@ def open_array(group: zarr.Group, name: str, *, working: bool = False) -> zarr.A
         return _opened(group.store.root, f"{group.path}/{name}".strip("/"), group.store.read_only, working, stamp)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{where}: array missing or damaged (it has no {METADATA})") from error
-    except (ValueError, KeyError, TypeError, BaseZarrError) as error:
+    except _DAMAGED as error:
         raise StoreError(f"{where}: array missing or damaged ({' '.join(str(error).split())})") from error
 
 
@@ -204,10 +210,14 @@ def sweep_partials(path: Path) -> int:
     return len(leftovers)
 
 
-def tree_bytes(path: Path, *, without: str | None = None) -> int:
+def tree_bytes(path: Path | ObjectFolder, *, without: str) -> int:
     """Return the bytes of all files under `path`, leaving out its folder `without`."""
+    return path.nbytes(without=without) if isinstance(path, ObjectFolder) else _tree_bytes(path, without=without)
+
+
+def _tree_bytes(path: Path, *, without: str | None = None) -> int:
     total = 0
     for child in path.iterdir():
         if child.name != without:
-            total += tree_bytes(child) if child.is_dir() else child.stat().st_size
+            total += _tree_bytes(child) if child.is_dir() else child.stat().st_size
     return total

@@ -1,4 +1,4 @@
-"""Files in object stores, read in ranges: ``s3://``, ``gs://``, ``az://`` and ``https://`` URLs.
+"""Object stores, and files in them, read in ranges: ``s3://``, ``gs://``, ``az://`` and ``https://`` URLs.
 
 obstore speaks to the stores; credentials, region and endpoint come from the environment, by the names that each store's
 own tools use (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``,
@@ -16,13 +16,14 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from smartsplat.errors import ConfigError, SourceError, SourceUnavailable
+from smartsplat.errors import ConfigError, SmartsplatError, SourceError, SourceUnavailable
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https")
 _BLOCK_BYTES, _BLOCKS_KEPT = 2 << 20, 8
 _SECONDS_OF_RETRIES = "SMARTSPLAT_RETRY_SECONDS"  # variable: how long what fails is tried again
 _RETRY_SECONDS = 180.0
 _ATTEMPTS = 20
+_LISTINGS = 4  # attempts at each, beside those at a request, as obstore does not go on in the middle of an answer
 
 
 class ObjectFile:
@@ -127,7 +128,7 @@ def locate(url: str) -> tuple[Any, str]:
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ConfigError(f"{url}: {parts.scheme}:// is no store that is known; use {', '.join(_SCHEMES)}")
-    return _store(f"{parts.scheme}://{parts.netloc}"), parts.path.lstrip("/")
+    return store_at(f"{parts.scheme}://{parts.netloc}"), parts.path.lstrip("/")
 
 
 def list_objects(url: str) -> Iterator[str]:
@@ -138,34 +139,50 @@ def list_objects(url: str) -> Iterator[str]:
     SourceError, SourceUnavailable
         If it may not be listed, or the store does not answer.
     """
-    import obstore
-
     store, key = locate(url)
     root = url[: len(url) - len(key)] if key else url
     with store_errors(url):
-        for batch in obstore.list(store, prefix=key):
-            yield from (f"{root}{each['path']}" for each in batch)
+        yield from (f"{root}{name}" for name, _ in listed(store, key))
+
+
+def listed(store: Any, prefix: str) -> list[tuple[str, int]]:
+    """Return key and size of each object below a prefix; a listing that breaks off is begun again, a few times."""
+    import obstore
+
+    for attempt in range(_LISTINGS):
+        try:
+            return [(each["path"], each["size"]) for batch in obstore.list(store, prefix=prefix) for each in batch]
+        except obstore.exceptions.GenericError:
+            if attempt == _LISTINGS - 1:
+                raise
+    raise AssertionError
 
 
 @contextlib.contextmanager
-def store_errors(url: str) -> Generator[None]:
-    """Turn what a store says into errors that say what to do."""
+def store_errors(
+    url: str,
+    *,
+    bad: type[SmartsplatError] = SourceError,
+    unavailable: type[SmartsplatError] = SourceUnavailable,
+) -> Generator[None]:
+    """Turn what a store says into errors that say what to do: `bad` or `unavailable`."""
     from obstore import exceptions
 
     try:
         yield
     except FileNotFoundError as error:
-        raise SourceError(f"{url}: no such object; check its name") from error
+        raise bad(f"{url}: no such object; check its name") from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise SourceError(f"{url}: access is refused; check the credentials in the environment") from error
+        raise bad(f"{url}: access is refused; check the credentials in the environment") from error
     except (exceptions.BaseError, OSError) as error:
-        raise SourceUnavailable(
+        raise unavailable(
             f"{url}: the store does not answer ({_cause(error)}); run the same command again once it does"
         ) from error
 
 
 @functools.lru_cache(maxsize=16)
-def _store(root: str) -> Any:
+def store_at(url: str) -> Any:
+    """Return the store whose keys are relative to a URL; raise `ConfigError` if its settings make no sense."""
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
@@ -176,9 +193,9 @@ def _store(root: str) -> Any:
         "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 2},
     }
     try:
-        return from_url(root, retry_config=retries)
+        return from_url(url, retry_config=retries)
     except (BaseError, ValueError) as error:
-        raise ConfigError(f"{root}: {_cause(error)}") from error
+        raise ConfigError(f"{url}: {_cause(error)}") from error
 
 
 def _cause(error: Exception) -> str:

@@ -30,7 +30,7 @@ from zarr.codecs import Crc32cCodec
 from smartsplat.budget import base_scale
 from smartsplat.codec import Steps
 from smartsplat.config import SceneConfig, digest_of
-from smartsplat.errors import SmartsplatError, StoreError
+from smartsplat.errors import SmartsplatError, StoreError, StoreUnavailable
 from smartsplat.gaussians import GEOMETRY_PARAMETERS, Floats, Gaussians
 from smartsplat.geometry import Region, TileGrid, TileId
 from smartsplat.normalization import Normalization
@@ -49,6 +49,7 @@ from storage.groups import (
     open_group,
     tree_bytes,
 )
+from storage.remote_scene import CountingStore, ObjectFolder, local_folder
 
 SCENE_FORMAT = 1
 SHARD_TILES = 8
@@ -149,7 +150,7 @@ class Manifest:
         return {_ATTRIBUTE: {**values, "checksum": digest_of(values)}}
 
     @classmethod
-    def from_attributes(cls, attributes: dict[str, Any], *, path: Path) -> Manifest:
+    def from_attributes(cls, attributes: dict[str, Any], *, path: Path | ObjectFolder) -> Manifest:
         """Return the manifest that `to_attributes` wrote.
 
         Raises
@@ -194,14 +195,14 @@ class Scene:
     Parameters
     ----------
     path
-        Its folder.
+        Its folder, or one in an object store, from which it is only read.
     group
         The open Zarr group.
     manifest
         What its attributes say.
     """
 
-    def __init__(self, path: Path, group: zarr.Group, manifest: Manifest) -> None:
+    def __init__(self, path: Path | ObjectFolder, group: zarr.Group, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
         self._group = group
@@ -231,14 +232,25 @@ class Scene:
         """Return a new scene in the place of this unfinished one, of which nothing but the plan is kept."""
         manifest = dataclasses.replace(self.manifest, normalization=None, arrays={}, quality=None)
         with disk_errors(self.path):
-            self.path.rename(_partial(self.path))
-        return Scene.create(self.path, manifest)
+            self.folder.rename(_partial(self.folder))
+        return Scene.create(self.folder, manifest)
 
     @classmethod
-    def open(cls, path: Path, *, writable: bool = False) -> Scene:
+    def open(cls, path: Path | ObjectFolder, *, writable: bool = False) -> Scene:
         """Return the scene at `path`, finished or not; raise `StoreError` if there is none or it is damaged."""
         group = open_group(path, writable=writable)
         return cls(path, group, Manifest.from_attributes(dict(group.attrs), path=path))
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, to write to; raises `StoreError` if it lies in an object store."""
+        return local_folder(self.path)
+
+    @property
+    def fetched(self) -> tuple[int, int] | None:
+        """Bytes that were fetched from an object store, and in how many requests; None if it lies in a folder."""
+        store = self._group.store
+        return (store.bytes_read, store.requests) if isinstance(store, CountingStore) else None
 
     @property
     def grid(self) -> TileGrid:
@@ -275,7 +287,7 @@ class Scene:
     def finish(self) -> None:
         """Mark the scene as complete: once this is on the disk, all of it is, and needs its working data no more."""
         with disk_errors(self.path):
-            sync_tree(self.path, without=WORK)
+            sync_tree(self.folder, without=WORK)
         degraded = {job for jobs in self.degraded().values() for job in jobs}
         self.update(complete=True, degraded=tuple(sorted(degraded)))
 
@@ -330,7 +342,7 @@ class Scene:
     def discard_work(self) -> None:
         """Delete the working data."""
         self._work.clear()
-        shutil.rmtree(self.path / WORK, ignore_errors=True)
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
     # --- tiles --------------------------------------------------------------------------------------------------
 
@@ -441,6 +453,8 @@ class Scene:
     def _table(self) -> NDArray[np.int32]:
         try:
             table = np.asarray(self._array(_TILES)[:])
+        except StoreUnavailable:
+            raise
         except (ValueError, RuntimeError, OSError) as error:
             raise StoreError(f"{self.path}: the table of tiles is damaged ({error})") from error
         if table.shape != (*self.grid.shape, 3) or (table[..., :2] < 0).any():
@@ -458,6 +472,8 @@ class Scene:
         tiles = [TileId(first.row, first.col + i) for i in range(len(counts))]
         try:
             block = np.asarray(self._array(_GAUSSIANS)[first.row, first.col : first.col + len(counts)])
+        except StoreUnavailable:
+            raise
         except _DAMAGE:  # one by one, to tell which
             return [self.read_tile(tile, count=count) for tile, count in zip(tiles, counts, strict=True)]
         return [self._checked(tile, rows, count) for tile, rows, count in zip(tiles, block, counts, strict=True)]
@@ -472,6 +488,8 @@ class Scene:
         """
         try:
             rows = np.asarray(self._array(_GAUSSIANS)[tile.row, tile.col])
+        except StoreUnavailable:
+            raise
         except _DAMAGE as error:
             raise StoreError(f"{self.path}: tile {tile} is damaged ({' '.join(str(error).split())})") from error
         return self._checked(tile, rows, count)

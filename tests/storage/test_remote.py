@@ -34,7 +34,7 @@ def store(server: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     server.fails = lambda number, method, path: None
-    remote._store.cache_clear()
+    remote.store_at.cache_clear()
     return server
 
 
@@ -106,7 +106,7 @@ def test_a_store_that_stays_away_is_not_a_damaged_image(store, monkeypatch):
     url = put("a.png", encoded("png", np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)))
     monkeypatch.setenv("SMARTSPLAT_RETRY_SECONDS", "1")
     monkeypatch.setattr(remote, "_BLOCK_BYTES", 1 << 18)
-    remote._store.cache_clear()
+    remote.store_at.cache_clear()
     info = read_info(url)
     strips = read_strips(info, strip_height=50)
     next(strips)
