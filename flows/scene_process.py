@@ -24,7 +24,7 @@ from typing import IO, Any
 from flows.logs import set_up_logs
 from smartsplat.errors import SmartsplatError
 
-_SECONDS_TO_STOP = 30.0
+_STOPS, _SECONDS_BETWEEN_STOPS = 3, 10.0  # a compiler's callback may swallow an interrupt
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +113,8 @@ class SceneProcess:
     def stop(self) -> None:
         """Have it stop, from another thread: soon, and so that the scene can be resumed."""
         self._stopped = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            end = threading.Timer(_SECONDS_TO_STOP, self._process.kill)
-            end.daemon = True
-            end.start()
+        if self._process is not None:
+            threading.Thread(target=_stop, args=(self._process,), daemon=True).start()
 
     def _listen(self, lines: IO[str]) -> SceneResult | None:
         result = None
@@ -128,6 +125,16 @@ class SceneProcess:
             else:
                 result = SceneResult(**values)
         return result
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Interrupt a process until it ends, and kill it if it does not."""
+    for _ in range(_STOPS):
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_BETWEEN_STOPS)
+            return
+    process.kill()
 
 
 def _death(code: int) -> str:

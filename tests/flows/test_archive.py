@@ -234,7 +234,7 @@ def test_an_interrupted_archive_stops_its_scenes_and_can_be_resumed(slow_archive
     with start(command, tmp_path / "log") as process:
         child = wait_for_fit(process, destination / "0.png.zarr")
         process.send_signal(number)
-        assert process.wait(40) == 1
+        assert process.wait(60) == 1
         assert ended(child)
     assert "interrupted; run the same command again to resume" in (tmp_path / "log").read_text()
     assert states(destination) == {"0.png": LEFT, "1.png": LEFT}
