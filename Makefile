@@ -17,8 +17,9 @@ $(READY): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/python -m flows.demo demo
 
+# A file of tests stays in one process, as its tests share scenes.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-fast: venv
 	$(BIN)/python -m pytest -m "not slow and not long"

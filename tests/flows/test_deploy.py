@@ -53,7 +53,7 @@ class Server:
         """Trigger a deployment, and return its run once that has ended."""
         deployment = self.ask(f"/deployments/name/{name}")
         run = self.ask(f"/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
-        return wait_for(lambda: self._ended(run["id"]), seconds=200)
+        return wait_for(lambda: self._ended(run["id"]), seconds=400)  # kernels may have to be compiled first
 
     def artifacts(self, run: dict[str, Any]) -> dict[str, Any]:
         """Return the data of a run's artifacts by key."""
@@ -118,7 +118,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_served_archive_fails_with_its_one_bad_image_and_then_does_only_that(archive, server, tmp_path):
     destination = tmp_path / "scenes"
     options = ["--cron", "0 3 * * *", "--timezone", "Europe/Berlin", "--preset", "draft", "--ratio", "8"]
